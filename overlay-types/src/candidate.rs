@@ -1,0 +1,85 @@
+//! Ways in which a node may be reached (RFC 8445's word, without the rest of ICE).
+
+use crate::PeerId;
+use serde::{Deserialize, Serialize};
+use std::{fmt, net::SocketAddr};
+
+/// Where a datagram goes: straight, or through a relay which is given the receiver's index there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum PathAddr {
+    /// UDP straight to this address.
+    Direct(SocketAddr),
+    /// Wrapped, to `relay`, for whoever is bound there as `index`.
+    Relayed {
+        /// The relay's UDP address.
+        relay: SocketAddr,
+        /// The receiver's number at that relay.
+        index: u32,
+    },
+}
+
+impl PathAddr {
+    /// The address that the UDP socket sends to.
+    pub const fn socket_addr(self) -> SocketAddr {
+        match self {
+            Self::Direct(addr) | Self::Relayed { relay: addr, .. } => addr,
+        }
+    }
+
+    /// What people are told about such a path.
+    pub const fn kind(self) -> PathKind {
+        match self {
+            Self::Direct(_) => PathKind::Direct,
+            Self::Relayed { .. } => PathKind::Relay,
+        }
+    }
+}
+
+impl fmt::Display for PathAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Direct(addr) => write!(f, "{addr}"),
+            Self::Relayed { relay, .. } => write!(f, "relay {relay}"),
+        }
+    }
+}
+
+/// The kind of a path, as `farlan peers` shows it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PathKind {
+    /// UDP between the two nodes with nobody between.
+    Direct,
+    /// Through another node's UDP relay.
+    Relay,
+    /// Over a TCP, TLS or SSH stream.
+    Stream,
+}
+
+/// One way a node says it may be reached. Signed as part of its node record.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Candidate {
+    /// An address of one of the node's own interfaces (never the overlay's).
+    Host(SocketAddr),
+    /// What a STUN server saw (RFC 8489), server-reflexive.
+    Reflexive(SocketAddr),
+    /// A binding at a relay.
+    Relayed {
+        /// Who runs the relay.
+        via: PeerId,
+        /// The relay's UDP address.
+        relay: SocketAddr,
+        /// Our number there.
+        index: u32,
+    },
+}
+
+impl Candidate {
+    /// Where to send to reach it.
+    pub const fn path_addr(self) -> PathAddr {
+        match self {
+            Self::Host(addr) | Self::Reflexive(addr) => PathAddr::Direct(addr),
+            Self::Relayed { relay, index, .. } => PathAddr::Relayed { relay, index },
+        }
+    }
+}

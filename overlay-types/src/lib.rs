@@ -1,0 +1,25 @@
+//! The shared vocabulary: nouns that the data plane, the control plane, the services and the
+//! command line must spell alike. No I/O, no async, no clock.
+//!
+//! Every noun that people type or read has one spelling, by `FromStr` and `Display`.
+
+#![forbid(unsafe_code)]
+
+pub mod api;
+mod binding;
+mod candidate;
+mod mac_addr;
+mod name;
+mod network_id;
+mod peer_id;
+mod port;
+mod subnet;
+
+pub use binding::{Binding, Location};
+pub use candidate::{Candidate, PathAddr, PathKind};
+pub use mac_addr::{InvalidMac, MacAddr};
+pub use name::{InvalidName, Name};
+pub use network_id::{InvalidNetworkId, NetworkId};
+pub use peer_id::{InvalidPeerId, PeerId};
+pub use port::{DhcpMode, PortId, PortKind};
+pub use subnet::{InvalidSubnet, Subnet};
