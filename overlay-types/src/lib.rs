@@ -8,6 +8,7 @@
 pub mod api;
 mod binding;
 mod candidate;
+mod data_keys;
 mod mac_addr;
 mod name;
 mod network_id;
@@ -17,6 +18,7 @@ mod subnet;
 
 pub use binding::{Binding, Location};
 pub use candidate::{Candidate, PathAddr, PathKind};
+pub use data_keys::{DataKeys, KEM_KEY_BYTES};
 pub use mac_addr::{InvalidMac, MacAddr};
 pub use name::{InvalidName, Name};
 pub use network_id::{InvalidNetworkId, NetworkId};
