@@ -55,7 +55,10 @@ impl FromStr for MacAddr {
         let mut bytes = [0; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(invalid)?;
+            let part = parts
+                .next()
+                .filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+                .ok_or_else(invalid)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| invalid())?;
         }
         if parts.next().is_some() {
@@ -65,7 +68,12 @@ impl FromStr for MacAddr {
     }
 }
 
-crate::name::serde_as_text!(MacAddr, [u8; 6], |mac: &MacAddr| mac.0, |raw| Ok::<_, String>(MacAddr(raw)));
+crate::name::serde_as_text!(
+    MacAddr,
+    [u8; 6],
+    |mac: &MacAddr| mac.0,
+    |raw| Ok::<_, String>(MacAddr(raw))
+);
 
 #[cfg(test)]
 mod tests {

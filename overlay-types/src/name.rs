@@ -40,10 +40,16 @@ impl FromStr for Name {
     fn from_str(text: &str) -> Result<Self, InvalidName> {
         let lower = text.to_ascii_lowercase();
         let legal = (1..=63).contains(&lower.len())
-            && lower.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && lower
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
             && !lower.starts_with('-')
             && !lower.ends_with('-');
-        if legal { Ok(Self(lower)) } else { Err(InvalidName(text.chars().take(80).collect())) }
+        if legal {
+            Ok(Self(lower))
+        } else {
+            Err(InvalidName(text.chars().take(80).collect()))
+        }
     }
 }
 
@@ -106,7 +112,10 @@ mod tests {
 
     #[test]
     fn a_host_name_becomes_the_nearest_label() {
-        assert_eq!(Name::sanitized("My_Host.example.org").unwrap().as_str(), "my-host");
+        assert_eq!(
+            Name::sanitized("My_Host.example.org").unwrap().as_str(),
+            "my-host"
+        );
         assert_eq!(Name::sanitized("___"), None);
     }
 }

@@ -24,7 +24,11 @@ impl NetworkId {
 
 impl fmt::Display for NetworkId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&data_encoding::BASE32_NOPAD.encode(&self.0).to_ascii_lowercase())
+        f.pad(
+            &data_encoding::BASE32_NOPAD
+                .encode(&self.0)
+                .to_ascii_lowercase(),
+        )
     }
 }
 
@@ -50,7 +54,12 @@ impl FromStr for NetworkId {
     }
 }
 
-crate::name::serde_as_text!(NetworkId, [u8; 32], |id: &NetworkId| id.0, |raw| Ok::<_, String>(NetworkId(raw)));
+crate::name::serde_as_text!(NetworkId, [u8; 32], |id: &NetworkId| id.0, |raw| Ok::<
+    _,
+    String,
+>(
+    NetworkId(raw)
+));
 
 #[cfg(test)]
 mod tests {

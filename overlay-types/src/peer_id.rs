@@ -77,7 +77,9 @@ impl FromStr for PeerId {
     }
 }
 
-crate::name::serde_as_text!(PeerId, [u8; 32], |id: &PeerId| id.0, |raw| Ok::<_, String>(PeerId(raw)));
+crate::name::serde_as_text!(PeerId, [u8; 32], |id: &PeerId| id.0, |raw| Ok::<_, String>(
+    PeerId(raw)
+));
 
 #[cfg(test)]
 mod tests {

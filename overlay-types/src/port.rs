@@ -26,7 +26,9 @@ pub enum PortKind {
 }
 
 /// Who serves IPv4 addresses in a network.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum DhcpMode {
     /// Every node serves the guests on its own ports from leases that the registrars granted.

@@ -62,7 +62,9 @@ impl Subnet {
 
 /// The text is not a usable IPv4 subnet.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("'{0}' is not a subnet; write it like 10.77.0.0/16, with a prefix of 8 to 30 and no host bits set")]
+#[error(
+    "'{0}' is not a subnet; write it like 10.77.0.0/16, with a prefix of 8 to 30 and no host bits set"
+)]
 pub struct InvalidSubnet(String);
 
 impl FromStr for Subnet {
@@ -72,7 +74,11 @@ impl FromStr for Subnet {
         let invalid = || InvalidSubnet(text.chars().take(80).collect());
         let (base, len) = text.split_once('/').ok_or_else(invalid)?;
         let base = base.parse().map_err(|_| invalid())?;
-        let prefix_len = len.parse().ok().filter(|len| (8..=30).contains(len)).ok_or_else(invalid)?;
+        let prefix_len = len
+            .parse()
+            .ok()
+            .filter(|len| (8..=30).contains(len))
+            .ok_or_else(invalid)?;
         Self::new(base, prefix_len)
     }
 }
@@ -111,7 +117,14 @@ mod tests {
 
     #[test]
     fn host_bits_and_odd_prefixes_are_refused() {
-        for bad in ["10.77.0.1/16", "10.0.0.0/7", "10.0.0.0/31", "10.0.0.0", "x/16", "10.0.0.0/99"] {
+        for bad in [
+            "10.77.0.1/16",
+            "10.0.0.0/7",
+            "10.0.0.0/31",
+            "10.0.0.0",
+            "x/16",
+            "10.0.0.0/99",
+        ] {
             assert!(bad.parse::<Subnet>().is_err(), "{bad}");
         }
     }

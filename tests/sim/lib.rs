@@ -1,1 +1,5 @@
-//! x
+//! A deterministic world for the cores: links, NATs, hosts and guests on virtual time.
+//! The promise: one seed, one run, bit for bit.
+
+pub mod link;
+pub mod nat;
