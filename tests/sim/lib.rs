@@ -1,5 +1,6 @@
 //! A deterministic world for the cores: links, NATs, hosts and guests on virtual time.
 //! The promise: one seed, one run, bit for bit.
 
+pub mod guest;
 pub mod link;
 pub mod nat;

@@ -1,0 +1,227 @@
+//! A guest: a station with a MAC and an IPv4 address that resolves by ARP, sends pings and answers them.
+
+use etherparse::{
+    ArpHardwareId, ArpOperation, ArpPacket, EtherType, Ethernet2Header, Icmpv4Type,
+    LaxPacketHeaders, NetHeaders, PacketBuilder, TransportHeader,
+};
+use overlay_types::MacAddr;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+/// Pings that wait for an address to be resolved; the oldest goes first.
+const WAITING_MAX: usize = 16;
+
+/// How often an unanswered ARP request is repeated.
+const ARP_RETRY: Duration = Duration::from_secs(1);
+
+/// A station behind a port.
+#[derive(Debug)]
+pub struct Guest {
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Its IPv4 address.
+    pub ip: Ipv4Addr,
+    neighbours: BTreeMap<Ipv4Addr, MacAddr>,
+    waiting: VecDeque<(Ipv4Addr, u16, usize)>,
+    asked_at: Option<Instant>,
+    sent_at: BTreeMap<u16, Instant>,
+    /// Round-trip times of answered pings, by sequence number.
+    pub answered: BTreeMap<u16, Duration>,
+    next_sequence: u16,
+}
+
+impl Guest {
+    /// A guest that knows nobody yet.
+    pub const fn new(mac: MacAddr, ip: Ipv4Addr) -> Self {
+        Self {
+            mac,
+            ip,
+            neighbours: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            asked_at: None,
+            sent_at: BTreeMap::new(),
+            answered: BTreeMap::new(),
+            next_sequence: 1,
+        }
+    }
+
+    /// Sends one ping with `bytes` of payload: its sequence number and the frames to put on the port.
+    pub fn ping(&mut self, to: Ipv4Addr, bytes: usize, now: Instant) -> (u16, Vec<Vec<u8>>) {
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.sent_at.insert(sequence, now);
+        if self.waiting.len() == WAITING_MAX {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back((to, sequence, bytes));
+        (sequence, self.flush(now))
+    }
+
+    /// A frame arrives at the guest: the frames with which it answers.
+    pub fn handle_frame(&mut self, frame: &[u8], now: Instant) -> Vec<Vec<u8>> {
+        let Ok(packet) = LaxPacketHeaders::from_ethernet(frame) else {
+            return Vec::new();
+        };
+        let Some(etherparse::LinkHeader::Ethernet2(ethernet)) = packet.link else {
+            return Vec::new();
+        };
+        if ethernet.destination != self.mac.0 && !MacAddr(ethernet.destination).is_group() {
+            return Vec::new();
+        }
+        match (&packet.net, &packet.transport) {
+            (Some(NetHeaders::Arp(arp)), _) => self.handle_arp(arp, now),
+            (Some(NetHeaders::Ipv4(ip, _)), Some(TransportHeader::Icmpv4(icmp)))
+                if ip.destination == self.ip.octets() =>
+            {
+                let etherparse::LaxPayloadSlice::Icmpv4 { payload, .. } = packet.payload else {
+                    return Vec::new();
+                };
+                match &icmp.icmp_type {
+                    Icmpv4Type::EchoRequest(echo) => {
+                        vec![self.echo(
+                            ethernet.source,
+                            ip.source,
+                            false,
+                            echo.id,
+                            echo.seq,
+                            payload,
+                        )]
+                    }
+                    Icmpv4Type::EchoReply(echo) => {
+                        if let Some(sent) = self.sent_at.remove(&echo.seq) {
+                            self.answered.insert(echo.seq, now - sent);
+                        }
+                        Vec::new()
+                    }
+                    _ => Vec::new(),
+                }
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Repeats an ARP request that nobody answered.
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        self.flush(now)
+    }
+
+    /// When to be called again.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.asked_at
+            .filter(|_| !self.waiting.is_empty())
+            .map(|at| at + ARP_RETRY)
+    }
+
+    fn handle_arp(&mut self, arp: &ArpPacket, now: Instant) -> Vec<Vec<u8>> {
+        let (Ok(sender_mac), Ok(sender_ip), Ok(target_ip)) = (
+            <[u8; 6]>::try_from(arp.sender_hw_addr()),
+            <[u8; 4]>::try_from(arp.sender_protocol_addr()),
+            <[u8; 4]>::try_from(arp.target_protocol_addr()),
+        ) else {
+            return Vec::new();
+        };
+        if Ipv4Addr::from(target_ip) != self.ip {
+            return Vec::new();
+        }
+        self.neighbours
+            .insert(sender_ip.into(), MacAddr(sender_mac));
+        let mut frames = self.flush(now);
+        if arp.operation == ArpOperation::REQUEST {
+            frames.push(self.arp(ArpOperation::REPLY, sender_mac, sender_mac, sender_ip));
+        }
+        frames
+    }
+
+    fn flush(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        for (to, sequence, bytes) in std::mem::take(&mut self.waiting) {
+            if let Some(&mac) = self.neighbours.get(&to) {
+                frames.push(self.echo(mac.0, to.octets(), true, 7, sequence, &vec![0xa5; bytes]));
+            } else {
+                if self.asked_at.is_none_or(|at| now >= at + ARP_RETRY) {
+                    self.asked_at = Some(now);
+                    frames.push(self.arp(
+                        ArpOperation::REQUEST,
+                        MacAddr::BROADCAST.0,
+                        [0; 6],
+                        to.octets(),
+                    ));
+                }
+                self.waiting.push_back((to, sequence, bytes));
+            }
+        }
+        frames
+    }
+
+    fn arp(
+        &self,
+        operation: ArpOperation,
+        to: [u8; 6],
+        target_mac: [u8; 6],
+        target_ip: [u8; 4],
+    ) -> Vec<u8> {
+        let arp = ArpPacket::new(
+            ArpHardwareId::ETHERNET,
+            EtherType::IPV4,
+            operation,
+            &self.mac.0,
+            &self.ip.octets(),
+            &target_mac,
+            &target_ip,
+        )
+        .expect("address lengths agree");
+        let ethernet = Ethernet2Header {
+            source: self.mac.0,
+            destination: to,
+            ether_type: EtherType::ARP,
+        };
+        let mut frame = ethernet.to_bytes().to_vec();
+        frame.extend_from_slice(&arp.to_bytes());
+        frame
+    }
+
+    fn echo(
+        &self,
+        to: [u8; 6],
+        ip: [u8; 4],
+        request: bool,
+        id: u16,
+        sequence: u16,
+        payload: &[u8],
+    ) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2(self.mac.0, to).ipv4(self.ip.octets(), ip, 64);
+        let builder = if request {
+            builder.icmpv4_echo_request(id, sequence)
+        } else {
+            builder.icmpv4_echo_reply(id, sequence)
+        };
+        let mut frame = Vec::with_capacity(builder.size(payload.len()));
+        builder
+            .write(&mut frame, payload)
+            .expect("writing to a Vec cannot fail");
+        frame
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_guests_on_one_wire_resolve_and_ping() {
+        let t0 = Instant::now();
+        let mut a = Guest::new(MacAddr([2, 0, 0, 0, 0, 1]), Ipv4Addr::new(10, 0, 0, 1));
+        let mut b = Guest::new(MacAddr([2, 0, 0, 0, 0, 2]), Ipv4Addr::new(10, 0, 0, 2));
+
+        let (sequence, mut to_b) = a.ping(b.ip, 1472, t0);
+        for _ in 0..3 {
+            let to_a: Vec<_> = to_b.iter().flat_map(|f| b.handle_frame(f, t0)).collect();
+            to_b = to_a.iter().flat_map(|f| a.handle_frame(f, t0)).collect();
+        }
+
+        assert!(a.answered.contains_key(&sequence));
+    }
+}
