@@ -1,1 +1,7 @@
-//! placeholder
+//! The daemon: wires the data plane, the control plane and the services of a node together.
+
+pub mod dhcp;
+pub mod dns;
+pub mod host;
+pub mod lan;
+pub mod mdns;

@@ -1,0 +1,12 @@
+//! What the node changes on its host: links, addresses and routes, and how the host resolves names.
+//! Everything done here is undone at leave or stop, and healed after a crash.
+
+pub mod hosts_file;
+pub mod netlink;
+pub mod resolved;
+pub mod sysctl;
+
+pub use hosts_file::{HostsError, HostsFile};
+pub use netlink::{AddressWatch, InterfaceAddress, Link, Netlink, NetlinkError, Route};
+pub use resolved::{Resolved, ResolvedError};
+pub use sysctl::Sysctl;
