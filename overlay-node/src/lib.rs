@@ -1,7 +1,10 @@
 //! The daemon: wires the data plane, the control plane and the services of a node together.
 
+pub mod api;
+pub mod config;
 pub mod dhcp;
 pub mod dns;
 pub mod host;
 pub mod lan;
 pub mod mdns;
+pub mod state;
