@@ -18,11 +18,25 @@ pub struct HostsFile {
 
 impl HostsFile {
     /// The file at `path`, `/etc/hosts` outside tests.
-    pub fn new(path: PathBuf) -> Self { Self { path } }
+    pub fn new(path: PathBuf) -> Self {
+        Self { path }
+    }
     /// Replaces a network's block: each address with its names.
-    pub fn write(&self, network: &Name, entries: &[(IpAddr, Vec<String>)]) -> Result<(), HostsError> { let _ = (network, entries, &self.path); Ok(()) }
+    pub fn write(
+        &self,
+        network: &Name,
+        entries: &[(IpAddr, Vec<String>)],
+    ) -> Result<(), HostsError> {
+        let _ = (network, entries, &self.path);
+        Ok(())
+    }
     /// Removes a network's block.
-    pub fn remove(&self, network: &Name) -> Result<(), HostsError> { let _ = network; Ok(()) }
+    pub fn remove(&self, network: &Name) -> Result<(), HostsError> {
+        let _ = network;
+        Ok(())
+    }
     /// Removes blocks whose process is gone; gives their networks' names.
-    pub fn heal(&self) -> Result<Vec<String>, HostsError> { Ok(Vec::new()) }
+    pub fn heal(&self) -> Result<Vec<String>, HostsError> {
+        Ok(Vec::new())
+    }
 }

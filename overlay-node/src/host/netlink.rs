@@ -6,9 +6,14 @@ use rtnetlink::{
     Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, MulticastGroup, RouteMessageBuilder,
     packet_core::ErrorMessage,
     packet_route::{
-        address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+        address::{
+            AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+        },
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-        route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+        route::{
+            RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
+            RouteType,
+        },
     },
 };
 use serde::{Deserialize, Serialize};
@@ -120,7 +125,11 @@ impl Netlink {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn open() -> Result<Self, NetlinkError> {
-        let (connection, handle, _) = rtnetlink::new_connection().map_err(|source| NetlinkError::Failed { what: "open netlink".into(), source })?;
+        let (connection, handle, _) =
+            rtnetlink::new_connection().map_err(|source| NetlinkError::Failed {
+                what: "open netlink".into(),
+                source,
+            })?;
         tokio::spawn(connection); // ends when the last handle is dropped
         Ok(Self { handle })
     }
@@ -130,7 +139,14 @@ impl Netlink {
     /// # Errors
     /// When the kernel does not answer.
     pub async fn links(&self) -> Result<Vec<Link>, NetlinkError> {
-        let messages: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await.map_err(|e| failed("list interfaces", e))?;
+        let messages: Vec<LinkMessage> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| failed("list interfaces", e))?;
         Ok(messages.iter().map(read_link).collect())
     }
 
@@ -140,7 +156,11 @@ impl Netlink {
     /// When the kernel does not answer.
     pub async fn find(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
         // A dump and a search: a lookup by name of a name too long for the kernel is an error of another kind.
-        Ok(self.links().await?.into_iter().find(|link| link.name == name))
+        Ok(self
+            .links()
+            .await?
+            .into_iter()
+            .find(|link| link.name == name))
     }
 
     /// The interface of this name.
@@ -148,7 +168,9 @@ impl Netlink {
     /// # Errors
     /// [`NetlinkError::NoSuchLink`] when there is none.
     pub async fn link(&self, name: &str) -> Result<Link, NetlinkError> {
-        self.find(name).await?.ok_or_else(|| NetlinkError::NoSuchLink(name.to_owned()))
+        self.find(name)
+            .await?
+            .ok_or_else(|| NetlinkError::NoSuchLink(name.to_owned()))
     }
 
     /// Sets an interface up or down.
@@ -157,7 +179,11 @@ impl Netlink {
     /// When the kernel refuses.
     pub async fn set_up(&self, index: u32, up: bool) -> Result<(), NetlinkError> {
         let message = LinkUnspec::new_with_index(index);
-        self.change(if up { message.up() } else { message.down() }.build(), "set interface up or down").await
+        self.change(
+            if up { message.up() } else { message.down() }.build(),
+            "set interface up or down",
+        )
+        .await
     }
 
     /// Sets an interface's MTU.
@@ -165,7 +191,11 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn set_mtu(&self, index: u32, mtu: u32) -> Result<(), NetlinkError> {
-        self.change(LinkUnspec::new_with_index(index).mtu(mtu).build(), "set MTU").await
+        self.change(
+            LinkUnspec::new_with_index(index).mtu(mtu).build(),
+            "set MTU",
+        )
+        .await
     }
 
     /// Sets an interface's Ethernet address.
@@ -173,19 +203,32 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn set_mac(&self, index: u32, mac: MacAddr) -> Result<(), NetlinkError> {
-        self.change(LinkUnspec::new_with_index(index).address(mac.0.to_vec()).build(), "set Ethernet address").await
+        self.change(
+            LinkUnspec::new_with_index(index)
+                .address(mac.0.to_vec())
+                .build(),
+            "set Ethernet address",
+        )
+        .await
     }
 
     /// Every address, or those of one interface.
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub async fn addresses(&self, index: Option<u32>) -> Result<Vec<InterfaceAddress>, NetlinkError> {
+    pub async fn addresses(
+        &self,
+        index: Option<u32>,
+    ) -> Result<Vec<InterfaceAddress>, NetlinkError> {
         let mut get = self.handle.address().get();
         if let Some(index) = index {
             get = get.set_link_index_filter(index);
         }
-        let messages: Vec<AddressMessage> = get.execute().try_collect().await.map_err(|e| failed("list addresses", e))?;
+        let messages: Vec<AddressMessage> = get
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| failed("list addresses", e))?;
         Ok(messages.iter().filter_map(read_address).collect())
     }
 
@@ -194,12 +237,21 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn add_address(&self, index: u32, address: IpAddr, prefix_len: u8) -> Result<(), NetlinkError> {
+    pub async fn add_address(
+        &self,
+        index: u32,
+        address: IpAddr,
+        prefix_len: u8,
+    ) -> Result<(), NetlinkError> {
         let mut add = self.handle.address().add(index, address, prefix_len);
         if address.is_ipv6() {
             add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
         }
-        match add.execute().await.map_err(|e| failed(&format!("add address {address}/{prefix_len}"), e)) {
+        match add
+            .execute()
+            .await
+            .map_err(|e| failed(&format!("add address {address}/{prefix_len}"), e))
+        {
             Err(NetlinkError::Exists(_)) => Ok(()),
             other => other,
         }
@@ -209,12 +261,31 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn remove_address(&self, index: u32, address: IpAddr, prefix_len: u8) -> Result<(), NetlinkError> {
-        let messages: Vec<AddressMessage> =
-            self.handle.address().get().set_link_index_filter(index).execute().try_collect().await.map_err(|e| failed("list addresses", e))?;
+    pub async fn remove_address(
+        &self,
+        index: u32,
+        address: IpAddr,
+        prefix_len: u8,
+    ) -> Result<(), NetlinkError> {
+        let messages: Vec<AddressMessage> = self
+            .handle
+            .address()
+            .get()
+            .set_link_index_filter(index)
+            .execute()
+            .try_collect()
+            .await
+            .map_err(|e| failed("list addresses", e))?;
         for message in messages {
-            if read_address(&message).is_some_and(|a| a.address == address && a.prefix_len == prefix_len) {
-                self.handle.address().del(message).execute().await.map_err(|e| failed(&format!("remove address {address}/{prefix_len}"), e))?;
+            if read_address(&message)
+                .is_some_and(|a| a.address == address && a.prefix_len == prefix_len)
+            {
+                self.handle
+                    .address()
+                    .del(message)
+                    .execute()
+                    .await
+                    .map_err(|e| failed(&format!("remove address {address}/{prefix_len}"), e))?;
             }
         }
         Ok(())
@@ -225,7 +296,11 @@ impl Netlink {
     ///
     /// # Errors
     /// [`NetlinkError::Exists`] when the name is taken.
-    pub async fn create_bridge(&self, name: &str, mac: Option<MacAddr>) -> Result<Link, NetlinkError> {
+    pub async fn create_bridge(
+        &self,
+        name: &str,
+        mac: Option<MacAddr>,
+    ) -> Result<Link, NetlinkError> {
         let mut message = LinkMessageBuilder::<LinkBridge>::new(name)
             .forward_delay(0)
             .mcast_snooping(false)
@@ -235,7 +310,12 @@ impl Netlink {
         if let Some(mac) = mac {
             message = message.address(mac.0.to_vec());
         }
-        self.handle.link().add(message.build()).execute().await.map_err(|e| failed(&format!("make bridge {name}"), e))?;
+        self.handle
+            .link()
+            .add(message.build())
+            .execute()
+            .await
+            .map_err(|e| failed(&format!("make bridge {name}"), e))?;
         self.link(name).await
     }
 
@@ -244,7 +324,14 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn delete_link(&self, index: u32) -> Result<(), NetlinkError> {
-        match self.handle.link().del(index).execute().await.map_err(|e| failed("delete interface", e)) {
+        match self
+            .handle
+            .link()
+            .del(index)
+            .execute()
+            .await
+            .map_err(|e| failed("delete interface", e))
+        {
             Err(NetlinkError::NoSuchLink(_)) => Ok(()),
             other => other,
         }
@@ -254,8 +341,14 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub async fn set_controller(&self, index: u32, bridge: Option<u32>) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index).controller(bridge.unwrap_or(0)).build();
+    pub async fn set_controller(
+        &self,
+        index: u32,
+        bridge: Option<u32>,
+    ) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index)
+            .controller(bridge.unwrap_or(0))
+            .build();
         self.change(message, "put interface into a bridge").await
     }
 
@@ -265,8 +358,18 @@ impl Netlink {
     /// When the kernel does not answer.
     pub async fn routes(&self) -> Result<Vec<Route>, NetlinkError> {
         let mut routes = Vec::new();
-        for ask in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
-            let messages: Vec<RouteMessage> = self.handle.route().get(ask).execute().try_collect().await.map_err(|e| failed("list routes", e))?;
+        for ask in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let messages: Vec<RouteMessage> = self
+                .handle
+                .route()
+                .get(ask)
+                .execute()
+                .try_collect()
+                .await
+                .map_err(|e| failed("list routes", e))?;
             routes.extend(messages.iter().filter_map(read_route));
         }
         Ok(routes)
@@ -277,7 +380,13 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn add_route(&self, route: &Route) -> Result<(), NetlinkError> {
-        self.handle.route().add(write_route(route)).replace().execute().await.map_err(|e| failed(&route_text("add", route), e))
+        self.handle
+            .route()
+            .add(write_route(route))
+            .replace()
+            .execute()
+            .await
+            .map_err(|e| failed(&route_text("add", route), e))
     }
 
     /// Removes a route; one that is not there is no error.
@@ -285,7 +394,14 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses.
     pub async fn remove_route(&self, route: &Route) -> Result<(), NetlinkError> {
-        match self.handle.route().del(write_route(route)).execute().await.map_err(|e| failed(&route_text("remove", route), e)) {
+        match self
+            .handle
+            .route()
+            .del(write_route(route))
+            .execute()
+            .await
+            .map_err(|e| failed(&route_text("remove", route), e))
+        {
             Err(NetlinkError::NoSuchLink(_)) => Ok(()),
             other => other,
         }
@@ -296,13 +412,33 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub async fn overlapping(&self, subnet: Subnet, except: &BTreeSet<String>) -> Result<Option<(String, String)>, NetlinkError> {
+    pub async fn overlapping(
+        &self,
+        subnet: Subnet,
+        except: &BTreeSet<String>,
+    ) -> Result<Option<(String, String)>, NetlinkError> {
         let links = self.links().await?;
-        let name_of = |index| links.iter().find(|l| l.index == index).map(|l| l.name.clone()).filter(|name| !except.contains(name));
-        let addresses = self.addresses(None).await?.into_iter().map(|a| (a.index, a.address, a.prefix_len));
-        let routes = self.routes().await?.into_iter().map(|r| (r.index, r.destination, r.prefix_len));
+        let name_of = |index| {
+            links
+                .iter()
+                .find(|l| l.index == index)
+                .map(|l| l.name.clone())
+                .filter(|name| !except.contains(name))
+        };
+        let addresses = self
+            .addresses(None)
+            .await?
+            .into_iter()
+            .map(|a| (a.index, a.address, a.prefix_len));
+        let routes = self
+            .routes()
+            .await?
+            .into_iter()
+            .map(|r| (r.index, r.destination, r.prefix_len));
         for (index, address, prefix_len) in addresses.chain(routes) {
-            let IpAddr::V4(address) = address else { continue };
+            let IpAddr::V4(address) = address else {
+                continue;
+            };
             if prefix_len == 0 || !overlaps(subnet, address, prefix_len) {
                 continue;
             }
@@ -319,10 +455,19 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub async fn host_addresses(&self, except: &BTreeSet<String>) -> Result<Vec<IpAddr>, NetlinkError> {
+    pub async fn host_addresses(
+        &self,
+        except: &BTreeSet<String>,
+    ) -> Result<Vec<IpAddr>, NetlinkError> {
         let links = self.links().await?;
         let usable = |index: u32| {
-            links.iter().any(|l| l.index == index && l.up && !l.loopback && !except.contains(&l.name) && !VM_NETWORKS.iter().any(|p| l.name.starts_with(p)))
+            links.iter().any(|l| {
+                l.index == index
+                    && l.up
+                    && !l.loopback
+                    && !except.contains(&l.name)
+                    && !VM_NETWORKS.iter().any(|p| l.name.starts_with(p))
+            })
         };
         let mut addresses = self.addresses(None).await?;
         addresses.retain(|a| a.global && a.usable && !a.address.is_loopback() && usable(a.index));
@@ -332,12 +477,19 @@ impl Netlink {
     }
 
     async fn change(&self, message: LinkMessage, what: &str) -> Result<(), NetlinkError> {
-        self.handle.link().change(message).execute().await.map_err(|e| failed(what, e))
+        self.handle
+            .link()
+            .change(message)
+            .execute()
+            .await
+            .map_err(|e| failed(what, e))
     }
 }
 
 /// Bridges that virtual machines and containers of this host sit on: reachable from nowhere else.
-const VM_NETWORKS: [&str; 8] = ["virbr", "docker", "br-", "veth", "vnet", "cni", "podman", "lxc"];
+const VM_NETWORKS: [&str; 8] = [
+    "virbr", "docker", "br-", "veth", "vnet", "cni", "podman", "lxc",
+];
 
 /// Tells when an address or a link of this namespace changed. Several changes may come as one.
 #[derive(Debug)]
@@ -352,9 +504,18 @@ impl AddressWatch {
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn open() -> Result<Self, NetlinkError> {
-        let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ];
         let (connection, _, mut messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(|source| NetlinkError::Failed { what: "watch addresses".into(), source })?;
+            rtnetlink::new_multicast_connection(&groups).map_err(|source| {
+                NetlinkError::Failed {
+                    what: "watch addresses".into(),
+                    source,
+                }
+            })?;
         // One slot: a change that finds it full is already announced.
         let (changed, changes) = mpsc::channel(1);
         let reading = tokio::spawn(connection);
@@ -363,7 +524,10 @@ impl AddressWatch {
                 let _ = changed.try_send(());
             }
         });
-        Ok(Self { changes, tasks: [reading.abort_handle(), telling.abort_handle()] })
+        Ok(Self {
+            changes,
+            tasks: [reading.abort_handle(), telling.abort_handle()],
+        })
     }
 
     /// Waits for the next change; `None` when the kernel closed the socket.
@@ -402,7 +566,13 @@ fn read_link(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => link.controller = Some(*index).filter(|i| *i != 0),
             LinkAttribute::LinkInfo(infos) => {
-                link.kind = infos.iter().find_map(|info| if let LinkInfo::Kind(kind) = info { Some(kind_text(kind)) } else { None });
+                link.kind = infos.iter().find_map(|info| {
+                    if let LinkInfo::Kind(kind) = info {
+                        Some(kind_text(kind))
+                    } else {
+                        None
+                    }
+                });
             }
             _ => {}
         }
@@ -430,7 +600,8 @@ fn read_address(message: &AddressMessage) -> Option<InterfaceAddress> {
         index: message.header.index,
         address: local.or(address)?, // on a point-to-point link `Address` is the other end
         prefix_len: message.header.prefix_len,
-        global: message.header.scope == AddressScope::Universe || message.header.scope == AddressScope::Site,
+        global: message.header.scope == AddressScope::Universe
+            || message.header.scope == AddressScope::Site,
         usable: !flags.intersects(unusable),
         // For IPv6, "secondary" means temporary (if_addr.h).
         temporary: address.is_some_and(|a| a.is_ipv6()) && flags.contains(AddressFlags::Secondary),
@@ -440,7 +611,8 @@ fn read_address(message: &AddressMessage) -> Option<InterfaceAddress> {
 fn read_route(message: &RouteMessage) -> Option<Route> {
     let header = &message.header;
     let mut table = u32::from(header.table);
-    let (mut destination, mut gateway, mut source, mut metric, mut index) = (None, None, None, None, None);
+    let (mut destination, mut gateway, mut source, mut metric, mut index) =
+        (None, None, None, None, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(to) => destination = ip_of(to),
@@ -481,17 +653,31 @@ fn ip_of(address: &RouteAddress) -> Option<IpAddr> {
 
 fn write_route(route: &Route) -> RouteMessage {
     let mut message = match route.destination {
-        IpAddr::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to, route.prefix_len).output_interface(route.index).build(),
-        IpAddr::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to, route.prefix_len).output_interface(route.index).build(),
+        IpAddr::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(to, route.prefix_len)
+            .output_interface(route.index)
+            .build(),
+        IpAddr::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(to, route.prefix_len)
+            .output_interface(route.index)
+            .build(),
     };
     message.header.protocol = RouteProtocol::from(route.protocol);
     let on_link = route.gateway.is_none() && route.destination.is_ipv4();
-    message.header.scope = if on_link { RouteScope::Link } else { RouteScope::Universe };
+    message.header.scope = if on_link {
+        RouteScope::Link
+    } else {
+        RouteScope::Universe
+    };
     if let Some(via) = route.gateway {
-        message.attributes.push(RouteAttribute::Gateway(address_of(via)));
+        message
+            .attributes
+            .push(RouteAttribute::Gateway(address_of(via)));
     }
     if let Some(source) = route.source {
-        message.attributes.push(RouteAttribute::PrefSource(address_of(source)));
+        message
+            .attributes
+            .push(RouteAttribute::PrefSource(address_of(source)));
     }
     if let Some(metric) = route.metric {
         message.attributes.push(RouteAttribute::Priority(metric));
@@ -512,7 +698,9 @@ fn route_text(verb: &str, route: &Route) -> String {
 
 fn failed(what: &str, error: rtnetlink::Error) -> NetlinkError {
     let source = match error {
-        rtnetlink::Error::NetlinkError(ErrorMessage { code: Some(code), .. }) => io::Error::from_raw_os_error(code.get().abs()),
+        rtnetlink::Error::NetlinkError(ErrorMessage {
+            code: Some(code), ..
+        }) => io::Error::from_raw_os_error(code.get().abs()),
         other => io::Error::other(other),
     };
     let what = what.to_owned();

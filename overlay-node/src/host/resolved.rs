@@ -21,7 +21,13 @@ impl Resolved {
     }
     /// Names under `domain` (and, where `bare`, single labels) are asked of `servers`, through the link.
     #[expect(clippy::unused_async, reason = "skeleton")]
-    pub async fn set_link(&self, index: u32, servers: &[IpAddr], domain: &str, bare: bool) -> Result<(), ResolvedError> {
+    pub async fn set_link(
+        &self,
+        index: u32,
+        servers: &[IpAddr],
+        domain: &str,
+        bare: bool,
+    ) -> Result<(), ResolvedError> {
         let _ = (&self.connection, index, servers, domain, bare);
         Ok(())
     }

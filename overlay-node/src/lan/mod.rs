@@ -2,7 +2,10 @@
 
 use crate::host::{Netlink, NetlinkError};
 use overlay_types::Subnet;
-use std::{net::Ipv4Addr, path::{Path, PathBuf}};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
 
 /// Attaches and detaches; remembers in a journal on disk what must be undone.
 #[derive(Clone, Debug)]
@@ -52,7 +55,11 @@ pub enum LanError {
 impl LanPorts {
     /// Keeps its journal in `journal` (a directory).
     pub fn new(netlink: Netlink, journal: &Path) -> Self {
-        Self { netlink, journal: journal.to_owned(), sysfs: PathBuf::from("/sys") }
+        Self {
+            netlink,
+            journal: journal.to_owned(),
+            sysfs: PathBuf::from("/sys"),
+        }
     }
     /// Joins `iface` and `tap` in a bridge: `iface` itself if it is one, the one it is in, or one of ours.
     #[expect(clippy::unused_async, reason = "skeleton")]
@@ -62,11 +69,19 @@ impl LanPorts {
     }
     /// Routes between `iface`'s subnet and the overlay's instead of bridging them.
     #[expect(clippy::unused_async, reason = "skeleton")]
-    pub async fn route(&self, iface: &str, overlay: Subnet) -> Result<Routed, LanError> { let _ = overlay; Err(LanError::NoSuchInterface(iface.to_owned())) }
+    pub async fn route(&self, iface: &str, overlay: Subnet) -> Result<Routed, LanError> {
+        let _ = overlay;
+        Err(LanError::NoSuchInterface(iface.to_owned()))
+    }
     /// Undoes an attach or a route; nothing to undo is no error.
     #[expect(clippy::unused_async, reason = "skeleton")]
-    pub async fn detach(&self, iface: &str) -> Result<(), LanError> { let _ = iface; Ok(()) }
+    pub async fn detach(&self, iface: &str) -> Result<(), LanError> {
+        let _ = iface;
+        Ok(())
+    }
     /// Undoes what processes that are gone left attached; gives the interfaces.
     #[expect(clippy::unused_async, reason = "skeleton")]
-    pub async fn heal(&self) -> Result<Vec<String>, LanError> { Ok(Vec::new()) }
+    pub async fn heal(&self) -> Result<Vec<String>, LanError> {
+        Ok(Vec::new())
+    }
 }
