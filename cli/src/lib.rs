@@ -1,1 +1,3 @@
-//! x
+//! What `farlan`, the program people type, is made of.
+
+pub mod lab;

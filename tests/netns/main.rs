@@ -1,3 +1,7 @@
-//! x
-#[test]
-fn t() {}
+//! Tests on the real kernel: machines in network namespaces, real NATs, real TAPs.
+//! They need root (or a user namespace, see CONTRIBUTING.md) and the programs that
+//! `tests/tools/install` names.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod lab;
