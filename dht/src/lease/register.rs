@@ -1,0 +1,144 @@
+//! One quorum register per key, in the manner of CASPaxos: a voter's promises and what it accepted.
+//! A key's value changes only as a function of the value before, so a claim always sees whoever holds now.
+//! Who may write what is [`super::registrar`]'s to decide.
+
+use super::GUARD_SECONDS;
+use super::cert::{Previous, Release};
+use crate::encoding::{Undecodable, decode, encode};
+use crate::invite::InviteId;
+use crate::membership::Roles;
+use crate::signed::Signed;
+use overlay_types::{MacAddr, Name, PeerId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+/// What a voter votes at. Unique to its proposer, which persists its own promise before anybody hears of the ballot.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Ballot {
+    /// Compared first.
+    pub round: u64,
+    /// Who proposes.
+    pub voter: PeerId,
+}
+
+impl Ballot {
+    /// A ballot above `self`.
+    pub const fn above(self, voter: PeerId) -> Self {
+        Self {
+            round: self.round.saturating_add(1),
+            voter,
+        }
+    }
+}
+
+/// What is decided on by its own register.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Key {
+    /// One address.
+    Address(Ipv4Addr),
+    /// Sixteen addresses from this one on: whether they are leased singly, or as one block and by whom.
+    /// This is what keeps an address and a block from ever overlapping.
+    Extent(Ipv4Addr),
+    /// A name.
+    Name(Name),
+    /// The uses of an invite.
+    Invite(InviteId),
+    /// A membership.
+    Member(PeerId),
+}
+
+/// A register's value.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Entry {
+    /// An address, or an extent as a block.
+    Lease(LeaseEntry),
+    /// An extent whose addresses are leased singly. It stays so.
+    Singles,
+    /// A name.
+    Name {
+        /// Whose.
+        holder: PeerId,
+        /// Unix seconds.
+        expires: u64,
+    },
+    /// Who used an invite.
+    Invite(BTreeSet<PeerId>),
+    /// A membership.
+    Member(MemberEntry),
+}
+
+/// Who holds an address or block, or held it last.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct LeaseEntry {
+    /// Who.
+    pub holder: PeerId,
+    /// The name that goes with it.
+    pub name: Option<Name>,
+    /// The station; none for a block.
+    pub mac: Option<MacAddr>,
+    /// Counts the holders.
+    pub generation: u64,
+    /// Unix seconds.
+    pub issued: u64,
+    /// Unix seconds.
+    pub expires: u64,
+    /// How the holder before ended.
+    pub previous: Option<Previous>,
+    /// The holder's word that it gave it back.
+    pub released: Option<Signed<Release>>,
+}
+
+impl LeaseEntry {
+    /// Whether its time and the guard are over.
+    pub const fn is_over(&self, unix: u64) -> bool {
+        unix >= self.expires.saturating_add(GUARD_SECONDS)
+    }
+
+    /// Whether somebody else may have it now.
+    pub const fn is_free(&self, unix: u64) -> bool {
+        self.released.is_some() || self.is_over(unix)
+    }
+}
+
+/// A member, as the registrars remember it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MemberEntry {
+    /// Its name.
+    pub name: Name,
+    /// Its roles.
+    pub roles: Roles,
+    /// Unix seconds.
+    pub issued: u64,
+    /// Unix seconds.
+    pub expires: u64,
+}
+
+/// The largest entry: a used-up invite of 256 uses.
+const VOTE_MAX: usize = 16 * 1024;
+
+/// A voter's state of one register: what it keeps on disk.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Vote {
+    /// Which register.
+    pub key: Key,
+    /// It takes part in no lower ballot.
+    pub promised: Ballot,
+    /// What it last accepted, and at which ballot.
+    pub accepted: Option<(Ballot, Entry)>,
+}
+
+impl Vote {
+    /// The bytes for the disk.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Reads them back.
+    ///
+    /// # Errors
+    /// [`Undecodable`] when they are not a vote.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Undecodable> {
+        decode(bytes, VOTE_MAX)
+    }
+}

@@ -1,0 +1,208 @@
+//! What nodes ask each other over control connections, and the answers. The connection authenticates the asker.
+
+use crate::encoding::{Undecodable, decode, encode};
+use crate::lease::{LeaseCert, Refusal, RegistrarMessage, Reply, Transaction};
+use crate::membership::MembershipCert;
+use crate::network::{Genesis, NetworkSecret, SignedDocument};
+use crate::record::{ControlPoint, NodeRecord};
+use crate::signed::Signed;
+use overlay_types::{Name, NetworkId, PeerId};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// The largest message either way.
+pub const MESSAGE_MAX: usize = 64 * 1024;
+/// Membership certificates in one page of a roster: of at most about 1 KiB each, they stay within a message.
+pub const ROSTER_PAGE: usize = 48;
+
+/// A question.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// To a fabric node: which UDP services do you run?
+    FabricInfo,
+    /// To a fabric node: a number at your relay, please.
+    RelayAllocate,
+    /// To a registrar: may I become a member?
+    Admit {
+        /// Of which network.
+        network: NetworkId,
+        /// The invite's right; empty from an admin.
+        token: Vec<u8>,
+        /// The name I would like.
+        name: Name,
+        /// My clock, in unix seconds.
+        unix: u64,
+    },
+    /// To a registrar, from a member.
+    Lease {
+        /// In which network.
+        network: NetworkId,
+        /// Why I may ask.
+        membership: Box<MembershipCert>,
+        /// What for.
+        transaction: Transaction,
+    },
+    /// Between registrars.
+    Registrar(Box<RegistrarMessage>),
+    /// To a member, from a member: who is in the network?
+    Roster {
+        /// Which network.
+        network: NetworkId,
+        /// Why I may ask.
+        membership: Box<MembershipCert>,
+        /// Only what changed after this version of the answerer's roster; 0 for all.
+        since: u64,
+    },
+    /// To a member: here are newcomers or renewed memberships.
+    PushMembers {
+        /// Which network.
+        network: NetworkId,
+        /// At most [`ROSTER_PAGE`].
+        members: Vec<MembershipCert>,
+    },
+    /// To a member: here is my, or somebody's, newest record.
+    PushRecord {
+        /// Which network.
+        network: NetworkId,
+        /// The record.
+        record: Box<Signed<NodeRecord>>,
+    },
+    /// To a member, from a member: what is your newest record?
+    GetRecord {
+        /// Which network.
+        network: NetworkId,
+        /// Why I may ask.
+        membership: Box<MembershipCert>,
+        /// Whose record.
+        peer: PeerId,
+    },
+    /// To a member, from the sole registrar after a start: what did I grant you?
+    HighestCertificates {
+        /// Which network.
+        network: NetworkId,
+    },
+    /// To a member, from a member: network documents after this version.
+    Documents {
+        /// Which network.
+        network: NetworkId,
+        /// Why I may ask.
+        membership: Box<MembershipCert>,
+        /// The version I have.
+        after: u64,
+    },
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Response {
+    /// Taken note of.
+    Done,
+    /// To [`Request::FabricInfo`].
+    Fabric(FabricServices),
+    /// To [`Request::RelayAllocate`].
+    Relay(RelayAllocation),
+    /// To [`Request::Admit`].
+    Admitted(Box<Admission>),
+    /// To [`Request::Lease`].
+    Lease(Box<Reply>),
+    /// To [`Request::Roster`].
+    Roster(RosterPage),
+    /// To [`Request::GetRecord`].
+    Record(Option<Box<Signed<NodeRecord>>>),
+    /// To [`Request::HighestCertificates`].
+    Certificates(Vec<LeaseCert>),
+    /// To [`Request::Documents`].
+    Documents(Vec<SignedDocument>),
+    /// A registrar's refusal.
+    Refused(Refusal),
+    /// No member of that network, or the asker is not one and is told nothing else.
+    NotHere,
+    /// Too much to do.
+    Busy,
+}
+
+/// The UDP services of a fabric node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FabricServices {
+    /// STUN (RFC 8489).
+    pub stun: Vec<SocketAddr>,
+    /// STUN from another port of the same address (RFC 5780).
+    pub stun_alternate: Vec<SocketAddr>,
+    /// The relay.
+    pub relay: Vec<SocketAddr>,
+}
+
+/// A number at a relay.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayAllocation {
+    /// The relay's UDP addresses.
+    pub relay: Vec<SocketAddr>,
+    /// The asker's number there.
+    pub index: u32,
+    /// Proves to the relay that a binding is the asker's.
+    pub key: [u8; 32],
+}
+
+impl std::fmt::Debug for RelayAllocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RelayAllocation({:?}, index {})", self.relay, self.index)
+    }
+}
+
+/// All that a new member needs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Admission {
+    /// The network's beginning; hashes to the invite's network id.
+    pub genesis: Genesis,
+    /// What followed.
+    pub documents: Vec<SignedDocument>,
+    /// The newcomer's certificate.
+    pub membership: MembershipCert,
+    /// The key that members share.
+    pub secret: NetworkSecret,
+    /// Other members, the first page.
+    pub roster: RosterPage,
+    /// Where the registrars are.
+    pub registrars: Vec<ControlPoint>,
+}
+
+/// Some of a network's members.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RosterPage {
+    /// At most [`ROSTER_PAGE`], oldest change first.
+    pub members: Vec<MembershipCert>,
+    /// Ask again with this.
+    pub next: u64,
+    /// Whether there is more now.
+    pub more: bool,
+}
+
+impl Request {
+    /// The bytes to send.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Reads a question.
+    ///
+    /// # Errors
+    /// [`Undecodable`]; the caller drops it and counts.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
+        decode(bytes, MESSAGE_MAX)
+    }
+}
+
+impl Response {
+    /// The bytes to send.
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self)
+    }
+
+    /// Reads an answer.
+    ///
+    /// # Errors
+    /// [`Undecodable`]; the caller asks somebody else.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Undecodable> {
+        decode(bytes, MESSAGE_MAX)
+    }
+}

@@ -1,0 +1,138 @@
+//! What nodes say of themselves: how to reach them, what they hold, who is behind them; and where registrars are found.
+//! Signed by their author; sealing them into the DHT is [`crate::slot`]'s.
+
+use crate::identity::Domain;
+use crate::lease::LeaseCert;
+use crate::membership::MembershipCert;
+use crate::signed::{SIGNED_OVERHEAD, Signable, Signed, Verified};
+use crate::slot::SLOT_CONTENT_MAX;
+use overlay_types::{Candidate, DataKeys, KEM_KEY_BYTES, MacAddr, Name, NetworkId, PeerId};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// The most candidates in a record; each costs its peers probes.
+pub const CANDIDATES_MAX: usize = 16;
+/// The most control addresses in a record.
+pub const CONTROL_ADDRESSES_MAX: usize = 6;
+/// A multiaddress through a relay is about 150 bytes.
+pub const CONTROL_ADDRESS_BYTES_MAX: usize = 256;
+/// The most lease certificates in a record.
+pub const LEASES_MAX: usize = 8;
+/// The most guests in a record.
+pub const GUESTS_MAX: usize = 32;
+
+/// A station behind a node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Guest {
+    /// Its MAC.
+    pub mac: MacAddr,
+    /// Its address; in an overlay-served network inside one of the record's blocks.
+    pub ip: IpAddr,
+    /// Its name, if it has one.
+    pub name: Option<Name>,
+}
+
+/// What a node says of itself in one network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Itself; must be the signer.
+    pub peer: PeerId,
+    /// In which network.
+    pub network: NetworkId,
+    /// Rises with every version; unix milliseconds do.
+    pub seq: u64,
+    /// Unix seconds; forgotten then.
+    pub expires: u64,
+    /// The keys its data plane is reached by.
+    pub keys: DataKeys,
+    /// Where datagrams may reach it.
+    pub candidates: Vec<Candidate>,
+    /// Where control connections may reach it (multiaddresses).
+    pub control: Vec<String>,
+    /// Why it may be in the network.
+    pub membership: MembershipCert,
+    /// The addresses and blocks that it holds.
+    pub leases: Vec<LeaseCert>,
+    /// Who is behind it.
+    pub guests: Vec<Guest>,
+    /// What it knows of its NAT, in RFC 4787's words: mapping, filtering.
+    pub nat: (String, String),
+}
+
+impl Signable for NodeRecord {
+    const DOMAIN: Domain = Domain::NodeRecord;
+    const SIZE_MAX: usize = SLOT_CONTENT_MAX - SIGNED_OVERHEAD;
+}
+
+impl NodeRecord {
+    /// The record's own bounds, and that its signer wrote it of itself.
+    pub(crate) fn is_sound(&self, author: PeerId) -> bool {
+        self.peer == author
+            && self.membership.member == author
+            && self.membership.network == self.network
+            && self.keys.kem.len() == KEM_KEY_BYTES
+            && self.candidates.len() <= CANDIDATES_MAX
+            && self.control.len() <= CONTROL_ADDRESSES_MAX
+            && self
+                .control
+                .iter()
+                .all(|a| a.len() <= CONTROL_ADDRESS_BYTES_MAX)
+            && self.leases.len() <= LEASES_MAX
+            && self.guests.len() <= GUESTS_MAX
+            && self.nat.0.len() <= 32
+            && self.nat.1.len() <= 32
+    }
+}
+
+/// Where a registrar is found, kept in the slot that an invite's rendezvous key opens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RendezvousRecord {
+    /// Which network's.
+    pub network: NetworkId,
+    /// Rises with every version; unix milliseconds do.
+    pub seq: u64,
+    /// Unix seconds.
+    pub expires: u64,
+    /// Registrars with their control addresses (multiaddresses).
+    pub registrars: Vec<ControlPoint>,
+}
+
+/// A node and where control connections reach it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlPoint {
+    /// Which node.
+    pub peer: PeerId,
+    /// Multiaddresses.
+    pub addresses: Vec<String>,
+}
+
+impl Signable for RendezvousRecord {
+    const DOMAIN: Domain = Domain::RendezvousRecord;
+    const SIZE_MAX: usize = SLOT_CONTENT_MAX - SIGNED_OVERHEAD;
+}
+
+/// Reads the plaintext of a node's slot.
+pub fn decode_node_record(plaintext: &[u8]) -> Option<Verified<NodeRecord>> {
+    let record = Signed::<NodeRecord>::from_bytes(plaintext)
+        .ok()?
+        .verify()
+        .ok()?;
+    record.is_sound(record.author()).then_some(record)
+}
+
+/// Reads the plaintext of a rendezvous slot. A newcomer cannot know yet whether its author is a registrar; it learns
+/// that from the genesis which the registrars send, whose hash must be the invite's network id.
+pub fn decode_rendezvous_record(plaintext: &[u8]) -> Option<Verified<RendezvousRecord>> {
+    let record = Signed::<RendezvousRecord>::from_bytes(plaintext)
+        .ok()?
+        .verify()
+        .ok()?;
+    let sound = record.registrars.len() <= crate::network::VOTERS_MAX
+        && record.registrars.iter().all(|r| {
+            r.addresses.len() <= CONTROL_ADDRESSES_MAX
+                && r.addresses
+                    .iter()
+                    .all(|a| a.len() <= CONTROL_ADDRESS_BYTES_MAX)
+        });
+    sound.then_some(record)
+}
