@@ -1,0 +1,37 @@
+# make demo    the whole system on this machine, in network namespaces (ARGS="--keep" passes arguments on)
+# make test    every behaviour, for real: what continuous integration runs
+# make prove   the figures that are promised, measured; hours, results under docs/
+# make lint    formatting, clippy, licences, documentation
+# make bench   how fast it is here
+
+ARGS ?=
+CARGO ?= cargo
+FARLAN := $(or $(CARGO_TARGET_DIR),target)/debug/farlan
+# How long each fuzz target runs in `make test`, in milliseconds.
+FUZZ_MS ?= 10000
+
+.PHONY: demo test prove lint bench build
+
+demo: build
+	@tests/tools/install demo
+	@$(FARLAN) demo $(ARGS)
+
+build:
+	@tests/tools/install build
+	$(CARGO) build --locked -p cli
+
+lint:
+	tests/tools/install lint
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) deny --locked check licenses bans sources
+	@if $(CARGO) deny fetch db 2>/dev/null; then $(CARGO) deny --locked check advisories; \
+	else echo "advisories: the database cannot be fetched from here, not checked"; fi
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
+
+test: lint build
+	tests/tools/install test
+	$(CARGO) nextest run --locked --workspace -E 'not (binary(netns) or package(farlan-fuzz))'
+	$(CARGO) test --locked --workspace --doc
+	BOLERO_RANDOM_TEST_TIME_MS=$(FUZZ_MS) $(CARGO) nextest run --locked -p farlan-fuzz --no-tests=pass
+	tests/tools/as-root $(CARGO) nextest run --locked -p overlay-tests --test netns
