@@ -1,0 +1,235 @@
+//! One worker's share of a session: frames sealed and opened in place, each lane with keys and counters of its own, so
+//! that workers share nothing. The key ratchets by count; sessions are renewed by [`super::Rekey`].
+
+use aws_lc_rs::aead::{
+    AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
+use hkdf::Hkdf;
+use sha2::Sha256;
+use zerocopy::IntoBytes;
+use zeroize::Zeroizing;
+
+use super::replay::ReplayWindow;
+use super::{SessionSlot, Suite};
+use crate::packet_buf::PacketBuf;
+use crate::wire::datagram::{DATA_HEADER_BYTES, DataHeader};
+
+/// How many datagrams one key seals: the confidentiality limit of AES-GCM for full-size packets (RFC 9001 §6.6).
+/// ChaCha20 has no such limit within reach, but one rule for both is simpler.
+pub const DATAGRAMS_PER_KEY: u64 = 1 << 23;
+/// From this phase on a lane asks for a new session, long before it has none left.
+const RENEW_FROM_PHASE: u8 = 192;
+
+/// No more frames in this session: the lane's phases are used up.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the lane's keys are used up; the session must be renewed")]
+pub struct SealError;
+
+/// Why a datagram was not opened; all mean drop and count.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum OpenError {
+    /// Not a sealed datagram of this lane.
+    #[error("not a datagram of this lane")]
+    Malformed,
+    /// A key that is not ours any more, or not yet.
+    #[error("key phase {0} is neither the last, the current nor the next one")]
+    UnknownPhase(u8),
+    /// Seen before, or too old to tell.
+    #[error("counter {0} was seen before or is too old")]
+    Replayed(u64),
+    /// Forged or damaged.
+    #[error("the datagram does not open")]
+    NotAuthentic,
+}
+
+/// Seals what one worker sends in one session.
+pub struct SendLane {
+    suite: Suite,
+    root: Zeroizing<[u8; 32]>,
+    remote_index: SessionSlot,
+    lane: u8,
+    phase: u8,
+    counter: u64,
+    key: LessSafeKey,
+    exhausted: bool,
+}
+
+impl SendLane {
+    /// The sending half of `lane` under the direction's `root`.
+    pub fn new(suite: Suite, root: &[u8; 32], remote_index: SessionSlot, lane: u8) -> Self {
+        let key = lane_key(suite, root, lane, 0);
+        Self {
+            suite,
+            root: Zeroizing::new(*root),
+            remote_index,
+            lane,
+            phase: 0,
+            counter: 0,
+            key,
+            exhausted: false,
+        }
+    }
+
+    /// Turns the plaintext in `buf` into a datagram, in place: header in front, tag behind.
+    ///
+    /// # Errors
+    /// [`SealError`] when the session has to be renewed first.
+    pub fn seal(&mut self, buf: &mut PacketBuf) -> Result<(), SealError> {
+        if self.counter == DATAGRAMS_PER_KEY {
+            self.ratchet()?;
+        }
+        if self.exhausted {
+            return Err(SealError);
+        }
+        let header = DataHeader::new(self.remote_index, self.lane, self.phase, self.counter);
+        self.counter += 1;
+        let tag = self
+            .key
+            .seal_in_place_separate_tag(
+                nonce(&header),
+                Aad::from(header.as_bytes()),
+                buf.payload_mut(),
+            )
+            .map_err(|_| SealError)?;
+        buf.push_back(tag.as_ref());
+        buf.push_front(header.as_bytes());
+        Ok(())
+    }
+
+    fn ratchet(&mut self) -> Result<(), SealError> {
+        let Some(phase) = self.phase.checked_add(1) else {
+            self.exhausted = true;
+            return Err(SealError);
+        };
+        self.key = lane_key(self.suite, &self.root, self.lane, phase);
+        self.phase = phase;
+        self.counter = 0;
+        Ok(())
+    }
+
+    /// How many datagrams it has sealed.
+    pub const fn sealed_count(&self) -> u64 {
+        self.phase as u64 * DATAGRAMS_PER_KEY + self.counter
+    }
+
+    /// Whether the session should be renewed because of how much was sealed.
+    pub const fn wants_renewal(&self) -> bool {
+        self.phase >= RENEW_FROM_PHASE
+    }
+}
+
+/// Opens what one worker receives in one session.
+pub struct RecvLane {
+    suite: Suite,
+    root: Zeroizing<[u8; 32]>,
+    lane: u8,
+    current: Phase,
+    /// The one before, for datagrams overtaken by the ratchet.
+    before: Option<Phase>,
+    /// The one after, derived when the first datagram claims it; a forged claim costs one derivation, once.
+    after: Option<Phase>,
+}
+
+struct Phase {
+    number: u8,
+    key: LessSafeKey,
+    window: ReplayWindow,
+}
+
+impl RecvLane {
+    /// The receiving half of `lane` under the direction's `root`.
+    pub fn new(suite: Suite, root: &[u8; 32], lane: u8) -> Self {
+        let current = Phase::new(suite, root, lane, 0);
+        Self {
+            suite,
+            root: Zeroizing::new(*root),
+            lane,
+            current,
+            before: None,
+            after: None,
+        }
+    }
+
+    /// Opens `datagram` where it lies and gives its plaintext. A datagram is marked as seen only once it has opened.
+    ///
+    /// # Errors
+    /// Why not; then the bytes are of no more use.
+    pub fn open<'b>(&mut self, datagram: &'b mut [u8]) -> Result<&'b mut [u8], OpenError> {
+        let header = DataHeader::parse(datagram)
+            .filter(|h| h.lane == self.lane)
+            .ok_or(OpenError::Malformed)?;
+        let number = header.key_phase;
+        if self.current.number == number {
+            return self.current.open(&header, datagram);
+        }
+        if let Some(before) = self.before.as_mut().filter(|phase| phase.number == number) {
+            return before.open(&header, datagram);
+        }
+        if self.current.number.checked_add(1) != Some(number) {
+            return Err(OpenError::UnknownPhase(number));
+        }
+        let after = self
+            .after
+            .get_or_insert_with(|| Phase::new(self.suite, &self.root, self.lane, number));
+        let opened = after.open(&header, datagram)?;
+        if let Some(after) = self.after.take() {
+            self.before = Some(std::mem::replace(&mut self.current, after));
+        }
+        Ok(opened)
+    }
+}
+
+impl Phase {
+    fn new(suite: Suite, root: &[u8; 32], lane: u8, number: u8) -> Self {
+        Self {
+            number,
+            key: lane_key(suite, root, lane, number),
+            window: ReplayWindow::new(),
+        }
+    }
+
+    fn open<'b>(
+        &mut self,
+        header: &DataHeader,
+        datagram: &'b mut [u8],
+    ) -> Result<&'b mut [u8], OpenError> {
+        let counter = header.counter();
+        if !self.window.is_fresh(counter) {
+            return Err(OpenError::Replayed(counter));
+        }
+        let plaintext = self
+            .key
+            .open_in_place(
+                nonce(header),
+                Aad::from(header.as_bytes()),
+                &mut datagram[DATA_HEADER_BYTES..],
+            )
+            .map_err(|_| OpenError::NotAuthentic)?;
+        self.window.mark(counter);
+        Ok(plaintext)
+    }
+}
+
+/// HKDF of the direction's root: one key for each lane and phase.
+fn lane_key(suite: Suite, root: &[u8; 32], lane: u8, phase: u8) -> LessSafeKey {
+    let algorithm: &'static Algorithm = match suite {
+        Suite::Aes256Gcm => &AES_256_GCM,
+        Suite::ChaCha20Poly1305 => &CHACHA20_POLY1305,
+    };
+    let mut key = Zeroizing::new([0; 32]);
+    Hkdf::<Sha256>::from_prk(root)
+        .expect("a root has the hash's length")
+        .expand_multi_info(&[b"farlan lane", &[lane, phase]], key.as_mut_slice())
+        .expect("32 bytes are one block");
+    LessSafeKey::new(
+        UnboundKey::new(algorithm, key.as_slice()).expect("both suites have keys of 32 bytes"),
+    )
+}
+
+/// Lane, three zeros, counter: never the same twice for one key, which belongs to one lane and phase.
+fn nonce(header: &DataHeader) -> Nonce {
+    let mut bytes = [0; 12];
+    bytes[0] = header.lane;
+    bytes[4..].copy_from_slice(&header.counter().to_be_bytes());
+    Nonce::assume_unique_for_key(bytes)
+}

@@ -1,0 +1,12 @@
+//! What bytes mean: views over frames and datagrams, and the few frames that we write ourselves.
+//! Views borrow and never copy; a view exists only where the bytes are long enough. What to do about them is decided elsewhere.
+
+pub mod arp;
+pub mod checksum;
+pub mod datagram;
+pub mod dhcp;
+pub mod ethernet;
+pub mod extension;
+pub mod handshake;
+pub mod ip;
+pub mod ndp;
