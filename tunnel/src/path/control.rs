@@ -60,19 +60,26 @@ impl ControlMessage {
 
     /// Reads a message and ignores the padding behind it; `None` when it is not one of ours.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        postcard::take_from_bytes(bytes).ok().map(|(message, _padding)| message)
+        postcard::take_from_bytes(bytes)
+            .ok()
+            .map(|(message, _padding)| message)
     }
 }
 
 /// Reads a list that allocates for no more than the bound, whatever length it claims.
-fn at_most_candidates_max<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Vec<Candidate>, D::Error> {
+fn at_most_candidates_max<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> Result<Vec<Candidate>, D::Error> {
     struct Bounded;
     impl<'de> serde::de::Visitor<'de> for Bounded {
         type Value = Vec<Candidate>;
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             write!(f, "at most {CANDIDATES_MAX} candidates")
         }
-        fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(
+            self,
+            mut seq: A,
+        ) -> Result<Self::Value, A::Error> {
             let mut list = Vec::with_capacity(CANDIDATES_MAX.min(seq.size_hint().unwrap_or(0)));
             while let Some(candidate) = seq.next_element()? {
                 if list.len() == CANDIDATES_MAX {
@@ -92,20 +99,32 @@ mod tests {
     use proptest::prelude::*;
 
     fn sixteen_and(more: usize) -> ControlMessage {
-        let list = (0..16 + more as u16).map(|p| Candidate::Host(([10, 0, 0, 1], p).into())).collect();
-        ControlMessage::Candidates { generation: 1, punch: true, list }
+        let list = (0..16 + more as u16)
+            .map(|p| Candidate::Host(([10, 0, 0, 1], p).into()))
+            .collect();
+        ControlMessage::Candidates {
+            generation: 1,
+            punch: true,
+            list,
+        }
     }
 
     #[test]
     fn padding_behind_a_message_is_ignored() {
         let mut bytes = ControlMessage::Probe { id: 7 }.encode();
         bytes.resize(1300, 0);
-        assert_eq!(ControlMessage::decode(&bytes), Some(ControlMessage::Probe { id: 7 }));
+        assert_eq!(
+            ControlMessage::decode(&bytes),
+            Some(ControlMessage::Probe { id: 7 })
+        );
     }
 
     #[test]
     fn a_list_longer_than_the_bound_is_refused() {
-        assert_eq!(ControlMessage::decode(&sixteen_and(0).encode()), Some(sixteen_and(0)));
+        assert_eq!(
+            ControlMessage::decode(&sixteen_and(0).encode()),
+            Some(sixteen_and(0))
+        );
         assert_eq!(ControlMessage::decode(&sixteen_and(1).encode()), None);
     }
 

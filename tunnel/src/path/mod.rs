@@ -1,12 +1,63 @@
 //! Which way a peer is reached: one [`PathAgent`] per peer and network probes every way in, picks the best that works,
 //! and moves on when it fails. It knows no keys: the engine seals what it wants to say, and tells it what arrived.
 
+mod candidates;
 mod control;
+mod mtu;
+mod probe;
+mod punch;
+mod selection;
+#[cfg(test)]
+mod tests;
+mod watch;
 
 pub use control::{CANDIDATES_MAX, ControlMessage};
 
+use candidates::Candidates;
 use overlay_types::{Candidate, PathAddr};
+use probe::{InFlight, Path, ProbesInFlight};
+use punch::{Due, Punching, Want};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use selection::{Tier, is_better};
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use watch::Watch;
+
+/// Ways to one peer that are kept track of: all its candidates, and some that its datagrams came from.
+const PATHS_MAX: usize = CANDIDATES_MAX + 8;
+
+/// A round over all paths, and the answers to the peer's.
+const TRANSMITS_MAX: usize = 4 * PATHS_MAX;
+
+/// The engine takes events after every call, so few are ever waiting.
+const EVENTS_MAX: usize = 32;
+
+/// How long the path in use may stay unheard after data left on it before it is doubted.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How often a quiet path is refreshed (RFC 4787 asks NATs for 2 min; some give 30 s).
+const KEEPALIVE: Duration = Duration::from_secs(25);
+
+/// A path whose traffic is older than this is idle: it is kept alive, but nothing is tried for a better one.
+const IN_USE_FOR: Duration = Duration::from_secs(60);
+
+/// Peers that nobody is eager for are let go this long after the last traffic.
+const KEPT_FOR: Duration = Duration::from_secs(300);
+
+/// Smallest distance of two challenges to a source address: each answers a datagram from there, so that an address
+/// which the peer does not own gets no more from us than the peer spent.
+const CHALLENGE_EVERY: Duration = Duration::from_millis(200);
+
+/// The peer's data coming over another path while ours has been silent for this long suggests that it moved.
+const ROAM_SILENCE: Duration = Duration::from_secs(1);
+
+/// When doubt was unfounded, the two sides simply prefer different paths; this long before the next doubt of that kind.
+const ROAM_CHECK_EVERY: Duration = Duration::from_secs(10);
+
+/// Other addresses of ours that a peer may report; more than a few is nonsense.
+const OBSERVED_MAX: usize = 4;
 
 /// One control message to be sealed and sent on a given path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,12 +75,12 @@ pub struct PathTransmit {
 pub enum PathEvent {
     /// Data goes this way from now on, or the way's size or delay changed notably.
     Changed(PathView),
-    /// The path in use went silent and nothing else answers yet; reflexive addresses are worth asking for again.
+    /// The path in use went silent; reflexive addresses are worth asking for again.
     Distressed,
     /// No path works; time to shake hands again over [`PathAgent::handshake_targets`].
     Lost,
     /// The peer sees us at an address that it had not seen us at before: a reflexive candidate.
-    Observed(std::net::SocketAddr),
+    Observed(SocketAddr),
 }
 
 /// The path in use.
@@ -43,51 +94,685 @@ pub struct PathView {
     pub mtu: u16,
 }
 
+/// What the agent did, for `farlan why` and metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PathStats {
+    /// Probes sent, padded ones included.
+    pub probes_sent: u64,
+    /// Answers that matched a probe.
+    pub answers: u64,
+    /// Rounds over all pairs.
+    pub rounds: u64,
+    /// Times that another path was taken.
+    pub changes: u64,
+    /// Times that the path in use failed.
+    pub failures: u64,
+    /// Source addresses not remembered because too many were.
+    pub sources_refused: u64,
+    /// Messages dropped because the engine did not take them.
+    pub transmits_dropped: u64,
+}
+
 /// Chooses the path to one peer.
+///
+/// No session ──session up──▶ relayed or direct, probing ──answer──▶ better path ──silence──▶ doubt ──answer──▶ same path
+///                                                                                             ├──other answers──▶ other path
+///                                                                                             └──nothing──▶ lost, searching
 #[derive(Debug)]
-pub struct PathAgent {}
+pub struct PathAgent {
+    rng: ChaCha20Rng,
+    candidates: Candidates,
+    is_up: bool,
+    eager: bool,
+    paths: BTreeMap<PathAddr, Path>,
+    current: Option<PathAddr>,
+    in_flight: ProbesInFlight,
+    punching: Punching,
+    watch: Option<Watch>,
+    /// When data left on the path in use that nothing has been heard after.
+    unanswered_since: Option<Instant>,
+    traffic_at: Option<Instant>,
+    keepalive_at: Option<Instant>,
+    roam_check_after: Option<Instant>,
+    announced: Option<PathView>,
+    observed: VecDeque<SocketAddr>,
+    transmits: VecDeque<PathTransmit>,
+    events: VecDeque<PathEvent>,
+    stats: PathStats,
+}
 
 impl PathAgent {
     /// An agent that knows no way yet. `rng_seed` makes probe ids and jitter; give each peer its own.
-    pub fn new(_rng_seed: u64, _now: Instant) -> Self {
-        Self {}
+    pub fn new(rng_seed: u64, now: Instant) -> Self {
+        Self {
+            rng: ChaCha20Rng::seed_from_u64(rng_seed),
+            candidates: Candidates::default(),
+            is_up: false,
+            eager: true,
+            paths: BTreeMap::new(),
+            current: None,
+            in_flight: ProbesInFlight::default(),
+            punching: Punching::new(now),
+            watch: None,
+            unanswered_since: None,
+            traffic_at: None,
+            keepalive_at: None,
+            roam_check_after: None,
+            announced: None,
+            observed: VecDeque::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+            stats: PathStats::default(),
+        }
     }
+
     /// The peer's ways in by its signed node record.
-    pub fn set_remote_candidates(&mut self, _candidates: &[Candidate], _now: Instant) {}
+    pub fn set_remote_candidates(&mut self, candidates: &[Candidate], now: Instant) {
+        if self.candidates.set_recorded(candidates) && self.is_up {
+            self.probe_everything(now);
+        }
+    }
+
     /// Our own ways in, told to the peer while there is a session.
-    pub fn set_local_candidates(&mut self, _candidates: &[Candidate], _now: Instant) {}
+    pub fn set_local_candidates(&mut self, candidates: &[Candidate], now: Instant) {
+        if self.candidates.set_local(candidates) && self.is_up {
+            self.call(now);
+        }
+    }
+
     /// Whether to keep the path alive without traffic (on by default).
-    pub fn set_eager(&mut self, _eager: bool) {}
+    pub fn set_eager(&mut self, eager: bool) {
+        self.eager = eager;
+    }
+
     /// A session was established over `via`: it carries data at once, and everything else is probed.
-    pub fn handle_session_up(&mut self, _via: PathAddr, _now: Instant) {}
+    /// Called again for every new session that replaces one.
+    pub fn handle_session_up(&mut self, via: PathAddr, now: Instant) {
+        let had_path = std::mem::replace(&mut self.is_up, true) && self.current.is_some();
+        self.candidates.handle_session_up();
+        self.sync_paths();
+        self.learn(via);
+        let Some(path) = self.paths.get_mut(&via) else {
+            return;
+        }; // refused only when all are proven: one is in use
+        path.proven = true;
+        path.heard_at = Some(now);
+        match self.current {
+            None => self.switch_to(via, now),
+            Some(current) if current == via => self.watch = None,
+            Some(current) => {
+                let old = &self.paths[&current];
+                let is_silent = old.silent_for(now).is_none_or(|s| s > SILENCE_MAX);
+                let new = &self.paths[&via];
+                if is_silent || is_better((new.tier, new.rtt), (old.tier, old.rtt)) {
+                    self.switch_to(via, now);
+                } else {
+                    self.doubt(now); // the handshake took another way; ask whether ours still works
+                }
+            }
+        }
+        if had_path {
+            self.tell(false, now); // the peer may have been restarted and know nothing
+        } else {
+            self.call(now);
+        }
+    }
+
     /// The session is gone, and with it all that was proved.
-    pub fn handle_session_down(&mut self, _now: Instant) {}
+    pub fn handle_session_down(&mut self, _now: Instant) {
+        self.is_up = false;
+        self.candidates.handle_session_down();
+        self.paths.clear();
+        self.current = None;
+        self.in_flight.clear();
+        self.punching.stop();
+        self.watch = None;
+        self.unanswered_since = None;
+        self.keepalive_at = None;
+        self.announced = None;
+        self.transmits.clear();
+    }
+
     /// An authenticated datagram came from there. Tell at least once a second per address while any come.
-    pub fn handle_received(&mut self, _from: PathAddr, _now: Instant) {}
-    /// An authenticated control message came from there.
-    pub fn handle_control(&mut self, _from: PathAddr, _msg: ControlMessage, _now: Instant) {}
+    pub fn handle_received(&mut self, from: PathAddr, now: Instant) {
+        if !self.is_up {
+            return;
+        }
+        self.learn(from);
+        let Some(path) = self.paths.get_mut(&from) else {
+            return;
+        };
+        path.heard_at = Some(now);
+        if self.current == Some(from) {
+            self.unanswered_since = None;
+            return;
+        }
+        let is_news = !path.proven || self.suggests_a_move(from, now);
+        let path = self.paths.get_mut(&from).expect("looked up above");
+        if is_news
+            && path
+                .challenged_at
+                .is_none_or(|at| now.saturating_duration_since(at) >= CHALLENGE_EVERY)
+        {
+            path.challenged_at = Some(now);
+            self.probe(from, None, now);
+        }
+    }
+
+    /// An authenticated control message came from there. Includes [`Self::handle_received`].
+    pub fn handle_control(&mut self, from: PathAddr, msg: ControlMessage, now: Instant) {
+        if !self.is_up {
+            return;
+        }
+        match msg {
+            ControlMessage::Probe { id } => {
+                // An address that proved nothing yet gets an answer no longer than the question.
+                let is_proven = self.paths.get(&from).is_some_and(|p| p.proven);
+                let observed = match from {
+                    PathAddr::Direct(addr) if is_proven => Some(addr),
+                    _ => None,
+                };
+                self.send(from, ControlMessage::Pong { id, observed }, None, now);
+                self.handle_received(from, now);
+            }
+            ControlMessage::Pong { id, observed } => {
+                self.handle_received(from, now);
+                self.handle_pong(id, observed, now);
+            }
+            ControlMessage::Candidates {
+                generation,
+                punch,
+                list,
+            } => {
+                self.handle_received(from, now);
+                self.send(
+                    from,
+                    ControlMessage::CandidatesSeen { generation },
+                    None,
+                    now,
+                );
+                let changed = self.candidates.handle_told(generation, list);
+                if changed == Some(true) || (punch && changed.is_some()) {
+                    self.probe_everything(now);
+                }
+            }
+            ControlMessage::CandidatesSeen { generation } => {
+                self.handle_received(from, now);
+                self.candidates.handle_seen(generation);
+            }
+            ControlMessage::Ping { .. }
+            | ControlMessage::PingReply { .. }
+            | ControlMessage::Bye => {
+                self.handle_received(from, now);
+            }
+        }
+    }
+
     /// Data was sent to the peer. Tell at least once a second while any is.
-    pub fn note_traffic(&mut self, _now: Instant) {}
+    pub fn note_traffic(&mut self, now: Instant) {
+        self.traffic_at = Some(now);
+        let Some(current) = self.current else { return };
+        self.unanswered_since.get_or_insert(now);
+        self.refresh_keepalive(now);
+        // Nothing kept this path alive: it may have died long ago.
+        if self.paths[&current]
+            .silent_for(now)
+            .is_some_and(|s| s > KEEPALIVE * 2)
+        {
+            self.doubt(now);
+        }
+    }
+
     /// Time passed.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if !self.is_up {
+            return;
+        }
+        if self
+            .unanswered_since
+            .is_some_and(|since| now >= since + SILENCE_MAX)
+        {
+            self.unanswered_since = None; // set again by the next traffic
+            self.doubt(now);
+        }
+        self.continue_watch(now);
+        self.continue_round(now);
+        if let Some(list) = self.candidates.handle_timeout(now)
+            && let Some(current) = self.current
+        {
+            self.send(current, list, None, now);
+        }
+        self.continue_mtu(now);
+        self.keep_alive(now);
+    }
+
     /// When to be called again, and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        None
+        if !self.is_up {
+            return None;
+        }
+        let mtu = self
+            .current
+            .and_then(|addr| self.paths[&addr].mtu.due(|at| self.is_in_use(at)));
+        [
+            (
+                self.unanswered_since.map(|since| since + SILENCE_MAX),
+                "path silent",
+            ),
+            (self.watch.as_ref().map(Watch::due), "path doubted"),
+            (self.punching.due(|at| self.want(at)), "probe candidates"),
+            (self.candidates.due(), "repeat candidates"),
+            (mtu, "probe path size"),
+            (self.keepalive_at, "keep path alive"),
+        ]
+        .into_iter()
+        .filter_map(|(at, what)| Some((at?, what)))
+        .min_by_key(|(at, _)| *at)
     }
+
     /// What to send next.
     pub fn poll_transmit(&mut self) -> Option<PathTransmit> {
-        None
+        self.transmits.pop_front()
     }
+
     /// What happened.
     pub fn poll_event(&mut self) -> Option<PathEvent> {
-        None
+        self.events.pop_front()
     }
+
     /// The path in use.
     pub fn current(&self) -> Option<PathView> {
-        None
+        let addr = self.current?;
+        let path = &self.paths[&addr];
+        Some(PathView {
+            addr,
+            rtt: path.rtt.unwrap_or_default(),
+            mtu: path.mtu.mtu(),
+        })
     }
+
     /// Where to send handshake messages now: the path in use first, then every candidate.
     pub fn handshake_targets(&self) -> Vec<PathAddr> {
-        Vec::new()
+        let mut targets: Vec<_> = self.current.into_iter().collect();
+        let learned = self
+            .paths
+            .iter()
+            .filter(|(_, p)| p.proven && p.learned)
+            .map(|(addr, _)| *addr);
+        for addr in self
+            .candidates
+            .remote()
+            .into_iter()
+            .map(|(addr, _)| addr)
+            .chain(learned)
+        {
+            if !targets.contains(&addr) {
+                targets.push(addr);
+            }
+        }
+        targets
+    }
+
+    /// What the agent did so far.
+    pub fn stats(&self) -> PathStats {
+        self.stats
+    }
+
+    fn handle_pong(&mut self, id: u64, observed: Option<SocketAddr>, now: Instant) {
+        let Some(probe) = self.in_flight.take(id, now) else {
+            return;
+        };
+        self.stats.answers += 1;
+        let Some(path) = self.paths.get_mut(&probe.path) else {
+            return;
+        };
+        path.handle_answer(probe.sent_at, now);
+        if let Some(size) = probe.size {
+            path.mtu.handle_answer(size, now);
+        }
+        if let Some(addr) = observed {
+            self.note_observed(addr);
+        }
+        self.consider(probe.path, now);
+    }
+
+    /// Takes the path that just answered into use if that is an improvement.
+    fn consider(&mut self, addr: PathAddr, now: Instant) {
+        let Some(current) = self.current else {
+            self.switch_to(addr, now);
+            return self.call(now); // found again after a loss: the peer may not know our ways in now
+        };
+        let (old, new) = (&self.paths[&current], &self.paths[&addr]);
+        if addr == current {
+            if self.watch.take().is_some() {
+                self.roam_check_after = Some(now + ROAM_CHECK_EVERY);
+            }
+            self.unanswered_since = None;
+            self.announce(now);
+            return;
+        }
+        let rtt = old.rtt.unwrap_or_default();
+        if self
+            .watch
+            .as_ref()
+            .is_some_and(|w| w.leave_for(rtt, now).is_some())
+        {
+            return self.leave(current, addr, now);
+        }
+        let is_settled = new.tier != old.tier || new.samples >= 2;
+        if is_settled
+            && !new.is_held_down(now)
+            && is_better((new.tier, new.rtt), (old.tier, old.rtt))
+        {
+            self.switch_to(addr, now);
+        } else if self.suggests_a_move(addr, now) {
+            self.doubt(now);
+        }
+    }
+
+    /// Whether the peer seems to have moved there: its datagrams come over a path no worse than ours, and ours is silent.
+    fn suggests_a_move(&self, addr: PathAddr, now: Instant) -> bool {
+        let (Some(current), Some(new)) = (self.current, self.paths.get(&addr)) else {
+            return false;
+        };
+        let old = &self.paths[&current];
+        let is_fresh = new.silent_for(now).is_some_and(|s| s < ROAM_SILENCE);
+        let is_old_silent = old.silent_for(now).is_none_or(|s| s >= ROAM_SILENCE);
+        let is_time = self.roam_check_after.is_none_or(|at| now >= at);
+        self.watch.is_none() && is_time && is_fresh && is_old_silent && new.tier <= old.tier
+    }
+
+    fn doubt(&mut self, now: Instant) {
+        if self.current.is_some() && self.watch.is_none() {
+            self.watch = Some(Watch::new(now));
+            self.continue_watch(now);
+        }
+    }
+
+    fn continue_watch(&mut self, now: Instant) {
+        let (Some(current), Some(watch)) = (self.current, &mut self.watch) else {
+            return;
+        };
+        let rtt = self.paths[&current].rtt.unwrap_or_default();
+        let Some(step) = watch.handle_timeout(rtt, now) else {
+            return;
+        };
+        if step.distressed {
+            self.push_event(PathEvent::Distressed);
+        }
+        if let Some(since) = step.leave_for {
+            let others = self
+                .paths
+                .iter()
+                .filter(|(addr, p)| **addr != current && p.answered_since(since));
+            if let Some((best, _)) = others.min_by_key(|(_, p)| (p.tier, p.rtt)) {
+                let best = *best;
+                return self.leave(current, best, now);
+            }
+        }
+        if step.give_up {
+            return self.lose(current, now);
+        }
+        self.probe(current, None, now);
+        if step.probe_others {
+            let others = self
+                .paths
+                .iter()
+                .filter(|(addr, p)| **addr != current && (p.proven || p.tier == Tier::Relay));
+            let others: Vec<_> = others.map(|(addr, _)| *addr).collect();
+            for addr in others {
+                self.probe(addr, None, now);
+            }
+        }
+    }
+
+    /// The path in use failed and another works.
+    fn leave(&mut self, failed: PathAddr, best: PathAddr, now: Instant) {
+        self.fail(failed, now);
+        self.switch_to(best, now);
+        if self.paths[&best].tier == Tier::Relay {
+            self.call(now);
+        }
+    }
+
+    /// The path in use failed and nothing answers.
+    fn lose(&mut self, failed: PathAddr, now: Instant) {
+        self.fail(failed, now);
+        self.current = None;
+        self.watch = None;
+        self.unanswered_since = None;
+        self.keepalive_at = None;
+        self.announced = None;
+        self.push_event(PathEvent::Lost);
+        self.punching.forgive();
+        self.probe_everything(now);
+    }
+
+    fn fail(&mut self, failed: PathAddr, now: Instant) {
+        self.stats.failures += 1;
+        if let Some(path) = self.paths.get_mut(&failed) {
+            path.handle_failure(now);
+        }
+    }
+
+    fn switch_to(&mut self, addr: PathAddr, now: Instant) {
+        self.current = Some(addr);
+        self.stats.changes += 1;
+        self.watch = None;
+        self.unanswered_since = None;
+        self.refresh_keepalive(now);
+        self.announce(now);
+    }
+
+    /// Says which path is in use, where that or its figures changed enough to matter; proven ones begin to be measured.
+    fn announce(&mut self, now: Instant) {
+        let Some(view) = self.current() else { return };
+        let is_notable = self.announced.is_none_or(|old| {
+            let (low, high) = (old.rtt.min(view.rtt), old.rtt.max(view.rtt));
+            old.addr != view.addr
+                || old.mtu != view.mtu
+                || (high - low > low / 4 && high - low > Duration::from_millis(2))
+        });
+        if is_notable
+            || self
+                .announced
+                .is_some_and(|old| old.rtt.is_zero() && !view.rtt.is_zero())
+        {
+            self.announced = Some(view);
+            self.push_event(PathEvent::Changed(view));
+        }
+        if let Some(path) = self
+            .paths
+            .get_mut(&view.addr)
+            .filter(|p| p.answered_at.is_some())
+        {
+            path.mtu.start(now);
+        }
+    }
+
+    fn continue_round(&mut self, now: Instant) {
+        let want = self.want(now);
+        match self.punching.handle_timeout(want, now, &mut self.rng) {
+            Some(Due::Probe { since }) => {
+                // One that answered and is still not in use may be waiting for its hold-down to end.
+                let tier = self.current.map(|addr| self.paths[&addr].tier);
+                let is_open =
+                    |p: &Path| !p.answered_since(since) || tier.is_some_and(|t| p.tier < t);
+                let open = self
+                    .paths
+                    .iter()
+                    .filter(|(_, p)| is_open(p) && (!p.learned || p.proven));
+                let open: Vec<_> = open.map(|(addr, _)| *addr).collect();
+                for addr in open {
+                    self.probe(addr, None, now);
+                }
+            }
+            Some(Due::Call) => self.call(now),
+            Some(Due::Search) => self.probe_everything(now),
+            None => {}
+        }
+    }
+
+    /// Tells the peer our ways in, and both begin a round.
+    fn call(&mut self, now: Instant) {
+        self.tell(true, now);
+        self.probe_everything(now);
+    }
+
+    fn tell(&mut self, punch: bool, now: Instant) {
+        let list = self.candidates.tell(punch, now);
+        if let Some(current) = self.current {
+            self.send(current, list, None, now);
+        }
+    }
+
+    fn probe_everything(&mut self, now: Instant) {
+        self.sync_paths();
+        if self.punching.start(now) {
+            self.stats.rounds += 1;
+            self.continue_round(now);
+        }
+    }
+
+    fn continue_mtu(&mut self, now: Instant) {
+        let Some(current) = self.current else { return };
+        let is_in_use = self.is_in_use(now);
+        let path = self
+            .paths
+            .get_mut(&current)
+            .expect("the path in use is in the table");
+        let rtt = path.rtt.unwrap_or_default();
+        if path.mtu.due(|_| is_in_use).is_some_and(|at| at <= now)
+            && let Some(size) = path.mtu.handle_timeout(now, rtt)
+        {
+            self.probe(current, Some(size), now);
+        }
+        self.announce(now);
+    }
+
+    fn keep_alive(&mut self, now: Instant) {
+        let (Some(current), Some(at)) = (self.current, self.keepalive_at) else {
+            return;
+        };
+        if now < at {
+            return;
+        }
+        let is_wanted = self.eager
+            || self
+                .traffic_at
+                .is_some_and(|t| now.saturating_duration_since(t) < KEPT_FOR);
+        if is_wanted {
+            self.probe(current, None, now);
+            self.unanswered_since.get_or_insert(now);
+        } else {
+            self.keepalive_at = None;
+        }
+    }
+
+    fn refresh_keepalive(&mut self, now: Instant) {
+        // Up to a tenth earlier, so that the two sides differ and the later one finds it done.
+        let early = KEEPALIVE.mul_f64(self.rng.random_range(0.0..0.1));
+        self.keepalive_at = Some(now + KEEPALIVE - early);
+    }
+
+    /// What more rounds at that time would be good for.
+    fn want(&self, at: Instant) -> Want {
+        match self.current.map(|addr| self.paths[&addr].tier) {
+            None => Want::Any,
+            Some(Tier::Relay) if self.is_in_use(at) => Want::Better,
+            Some(_) => Want::Nothing,
+        }
+    }
+
+    fn is_in_use(&self, at: Instant) -> bool {
+        self.traffic_at
+            .is_some_and(|traffic| at < traffic + IN_USE_FOR)
+    }
+
+    fn note_observed(&mut self, addr: SocketAddr) {
+        if self.candidates.is_ours(addr) || self.observed.contains(&addr) {
+            return;
+        }
+        if self.observed.len() == OBSERVED_MAX {
+            self.observed.pop_front();
+        }
+        self.observed.push_back(addr);
+        self.push_event(PathEvent::Observed(addr));
+    }
+
+    /// Brings the table in line with the candidates; what works stays even if the peer stopped listing it.
+    fn sync_paths(&mut self) {
+        let listed = self.candidates.remote();
+        let is_listed = |addr: &PathAddr| listed.iter().any(|(a, _)| a == addr);
+        self.paths.retain(|addr, path| {
+            path.learned || path.proven || self.current == Some(*addr) || is_listed(addr)
+        });
+        for (addr, path) in &mut self.paths {
+            path.tier = self.candidates.tier_of(*addr);
+            path.learned = !is_listed(addr);
+        }
+        for (addr, tier) in listed {
+            if !self.paths.contains_key(&addr) && self.make_room() {
+                self.paths.insert(addr, Path::new(addr, tier, false));
+            }
+        }
+    }
+
+    /// Remembers an address that an authenticated datagram came from.
+    fn learn(&mut self, from: PathAddr) {
+        if self.paths.contains_key(&from) {
+            return;
+        }
+        if self.make_room() {
+            let tier = self.candidates.tier_of(from);
+            self.paths.insert(from, Path::new(from, tier, true));
+        } else {
+            self.stats.sources_refused += 1;
+        }
+    }
+
+    /// Makes room for one more path: an address that was only seen goes before one that works, and the longest quiet first.
+    fn make_room(&mut self) -> bool {
+        if self.paths.len() < PATHS_MAX {
+            return true;
+        }
+        let spare = self
+            .paths
+            .iter()
+            .filter(|(addr, path)| path.learned && self.current != Some(**addr));
+        let oldest = spare
+            .min_by_key(|(_, path)| (path.proven, path.heard_at))
+            .map(|(addr, _)| *addr);
+        oldest.is_some_and(|addr| self.paths.remove(&addr).is_some())
+    }
+
+    fn probe(&mut self, path: PathAddr, size: Option<u16>, now: Instant) {
+        let id = self.rng.random();
+        self.in_flight.push(InFlight {
+            id,
+            path,
+            sent_at: now,
+            size,
+        });
+        self.stats.probes_sent += 1;
+        self.send(path, ControlMessage::Probe { id }, size, now);
+    }
+
+    fn send(&mut self, to: PathAddr, msg: ControlMessage, pad_to: Option<u16>, now: Instant) {
+        if self.current == Some(to) {
+            self.refresh_keepalive(now);
+        }
+        if self.transmits.len() == TRANSMITS_MAX {
+            self.transmits.pop_front(); // the newest message is the one that still matters
+            self.stats.transmits_dropped += 1;
+        }
+        self.transmits.push_back(PathTransmit { to, msg, pad_to });
+    }
+
+    fn push_event(&mut self, event: PathEvent) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front(); // a later one says where things stand
+        }
+        self.events.push_back(event);
     }
 }

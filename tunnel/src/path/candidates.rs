@@ -1,0 +1,286 @@
+//! The ways in of both sides: what we list to the peer and whether it has the list, what the peer lists by its record
+//! and in person, and which addresses come of it. Whether they work is found out elsewhere.
+
+use super::selection::Tier;
+use super::{CANDIDATES_MAX, ControlMessage};
+use overlay_types::{Candidate, PathAddr};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Relayed ways to one peer worth trying; two relays are common, four are plenty.
+const RELAYED_MAX: usize = 4;
+
+/// Waits between repeats of our list until the peer confirms it.
+const REPEATS: [Duration; 6] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
+
+#[derive(Debug, Default)]
+pub(super) struct Candidates {
+    local: Vec<Candidate>,
+    generation: u32,
+    telling: Option<Telling>,
+    /// From the signed node record.
+    recorded: Vec<Candidate>,
+    /// Told in person over the session, so fresher.
+    told: Vec<Candidate>,
+    told_generation: Option<u32>,
+}
+
+#[derive(Debug)]
+struct Telling {
+    repeats: usize,
+    next_at: Instant,
+    punch: bool,
+}
+
+impl Candidates {
+    /// Says whether the list is a new one.
+    pub(super) fn set_local(&mut self, list: &[Candidate]) -> bool {
+        let mut list: Vec<_> = list.to_vec();
+        list.truncate(CANDIDATES_MAX);
+        let changed = list != self.local;
+        if changed {
+            self.generation = self.generation.wrapping_add(1);
+            self.local = list;
+        }
+        changed
+    }
+
+    /// Says whether the list is a new one.
+    pub(super) fn set_recorded(&mut self, list: &[Candidate]) -> bool {
+        let list: Vec<_> = list.iter().take(CANDIDATES_MAX).copied().collect();
+        let changed = list != self.recorded;
+        self.recorded = list;
+        changed
+    }
+
+    /// A list came over the session; `None` when it is an old one, else whether it differs from the last.
+    pub(super) fn handle_told(&mut self, generation: u32, list: Vec<Candidate>) -> Option<bool> {
+        if self
+            .told_generation
+            .is_some_and(|known| (generation.wrapping_sub(known) as i32) < 0)
+        {
+            return None;
+        }
+        self.told_generation = Some(generation);
+        let changed = list != self.told;
+        self.told = list;
+        Some(changed)
+    }
+
+    /// With new keys the peer may be a new process that counts its lists from the beginning and has not seen ours.
+    pub(super) fn handle_session_up(&mut self) {
+        self.told_generation = None;
+    }
+
+    pub(super) fn handle_session_down(&mut self) {
+        self.telling = None;
+        self.told_generation = None;
+    }
+
+    /// Tells our list now, and again until it is confirmed.
+    pub(super) fn tell(&mut self, punch: bool, now: Instant) -> ControlMessage {
+        self.telling = Some(Telling {
+            repeats: 0,
+            next_at: now + REPEATS[0],
+            punch,
+        });
+        self.message(punch)
+    }
+
+    pub(super) fn handle_seen(&mut self, generation: u32) {
+        if generation == self.generation {
+            self.telling = None;
+        }
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.telling.as_ref().map(|t| t.next_at)
+    }
+
+    /// Our list once more, when its confirmation is overdue.
+    pub(super) fn handle_timeout(&mut self, now: Instant) -> Option<ControlMessage> {
+        let telling = self.telling.as_mut().filter(|t| t.next_at <= now)?;
+        let punch = telling.punch;
+        telling.repeats += 1;
+        match REPEATS.get(telling.repeats) {
+            Some(wait) => telling.next_at = now + *wait,
+            None => self.telling = None, // the path in use is watched by its own rules
+        }
+        Some(self.message(punch))
+    }
+
+    fn message(&self, punch: bool) -> ControlMessage {
+        ControlMessage::Candidates {
+            generation: self.generation,
+            punch,
+            list: self.local.clone(),
+        }
+    }
+
+    /// Every address worth trying, relays first because they work at once, at most [`CANDIDATES_MAX`].
+    pub(super) fn remote(&self) -> Vec<(PathAddr, Tier)> {
+        let mut found: Vec<(PathAddr, Tier)> = Vec::new();
+        for candidate in self.told.iter().chain(&self.recorded) {
+            let addr = self.reachable(candidate);
+            if !self.is_sane(addr.socket_addr()) || found.iter().any(|(known, _)| *known == addr) {
+                continue;
+            }
+            let tier = Tier::of(addr, matches!(candidate, Candidate::Host(_)));
+            let room = if tier == Tier::Relay {
+                RELAYED_MAX
+            } else {
+                CANDIDATES_MAX - RELAYED_MAX
+            };
+            if found
+                .iter()
+                .filter(|(_, t)| (*t == Tier::Relay) == (tier == Tier::Relay))
+                .count()
+                < room
+            {
+                found.push((addr, tier));
+            }
+        }
+        found.sort_by_key(|(_, tier)| *tier != Tier::Relay); // stable: else in the order listed
+        found
+    }
+
+    /// Whether we list this address ourselves.
+    pub(super) fn is_ours(&self, addr: SocketAddr) -> bool {
+        self.local
+            .iter()
+            .any(|c| c.path_addr() == PathAddr::Direct(addr))
+    }
+
+    /// The tier of an address that datagrams came from.
+    pub(super) fn tier_of(&self, addr: PathAddr) -> Tier {
+        let is_host =
+            |c: &Candidate| matches!(c, Candidate::Host(a) if PathAddr::Direct(*a) == addr);
+        Tier::of(addr, self.told.iter().chain(&self.recorded).any(is_host))
+    }
+
+    /// Where to send to reach a candidate. At a relay where we are bound too, our own address of it is the right one:
+    /// the peer may reach the same relay over the other IP version.
+    fn reachable(&self, remote: &Candidate) -> PathAddr {
+        let Candidate::Relayed { via, index, .. } = *remote else {
+            return remote.path_addr();
+        };
+        let ours = self.local.iter().find_map(|local| match local {
+            Candidate::Relayed { via: v, relay, .. } if *v == via => Some(*relay),
+            _ => None,
+        });
+        ours.map_or_else(
+            || remote.path_addr(),
+            |relay| PathAddr::Relayed { relay, index },
+        )
+    }
+
+    /// Addresses that a confused or hostile peer could list to make us talk to what is not a peer.
+    fn is_sane(&self, addr: SocketAddr) -> bool {
+        let ip = addr.ip();
+        let is_link_local = matches!(ip, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
+        let is_broadcast = matches!(ip, std::net::IpAddr::V4(v4) if v4.is_broadcast());
+        let speaks_loopback = || {
+            self.local
+                .iter()
+                .any(|c| c.path_addr().socket_addr().ip().is_loopback())
+        };
+        addr.port() != 0
+            && !ip.is_unspecified()
+            && !ip.is_multicast()
+            && !is_broadcast
+            && !is_link_local // means nothing without our interface's number
+            && (!ip.is_loopback() || speaks_loopback())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overlay_types::PeerId;
+
+    fn host(n: u8) -> Candidate {
+        Candidate::Host(([192, 0, 2, n], 7000).into())
+    }
+    fn relayed(relay: &str, index: u32) -> Candidate {
+        Candidate::Relayed {
+            via: PeerId([9; 32]),
+            relay: relay.parse().unwrap(),
+            index,
+        }
+    }
+
+    #[test]
+    fn ways_in_are_bounded_and_relays_come_first() {
+        let mut c = Candidates::default();
+        c.set_recorded(&(0..16).map(host).collect::<Vec<_>>());
+        c.handle_told(1, vec![host(1), relayed("198.51.100.1:7000", 5)]);
+        let remote = c.remote();
+        assert_eq!(remote[0].1, Tier::Relay);
+        assert_eq!(remote.len(), 1 + CANDIDATES_MAX - RELAYED_MAX);
+    }
+
+    #[test]
+    fn a_shared_relay_is_reached_at_the_address_that_we_use() {
+        let mut c = Candidates::default();
+        c.set_recorded(&[relayed("[2001:db8::1]:7000", 5)]);
+        c.set_local(&[relayed("198.51.100.1:7000", 6)]);
+        let addr = PathAddr::Relayed {
+            relay: "198.51.100.1:7000".parse().unwrap(),
+            index: 5,
+        };
+        assert_eq!(c.remote(), [(addr, Tier::Relay)]);
+    }
+
+    #[test]
+    fn addresses_that_cannot_be_a_peer_are_left_alone() {
+        let mut c = Candidates::default();
+        let list = [
+            "0.0.0.0:1",
+            "224.0.0.1:1",
+            "255.255.255.255:1",
+            "192.0.2.1:0",
+            "127.0.0.1:53",
+            "[fe80::1]:1",
+        ];
+        c.set_recorded(&list.map(|a| Candidate::Host(a.parse().unwrap())));
+        assert_eq!(c.remote(), []);
+        c.set_local(&[Candidate::Host("127.0.0.1:7000".parse().unwrap())]);
+        assert_eq!(c.remote().len(), 1); // whoever runs on loopback may meet others there
+    }
+
+    #[test]
+    fn an_old_list_does_not_replace_a_newer_one() {
+        let mut c = Candidates::default();
+        assert_eq!(c.handle_told(7, vec![host(1)]), Some(true));
+        assert_eq!(c.handle_told(6, vec![host(2)]), None);
+        assert_eq!(c.handle_told(7, vec![host(1)]), Some(false));
+        c.handle_session_up();
+        assert_eq!(c.handle_told(1, vec![host(3)]), Some(true));
+    }
+
+    #[test]
+    fn our_list_is_repeated_until_confirmed_and_not_for_ever() {
+        let (mut c, mut now) = (Candidates::default(), Instant::now());
+        c.set_local(&[host(1)]);
+        c.tell(true, now);
+        let mut repeats = 0;
+        while let Some(at) = c.due() {
+            now = at;
+            assert!(c.handle_timeout(now).is_some());
+            repeats += 1;
+        }
+        assert_eq!(repeats, REPEATS.len());
+        let ControlMessage::Candidates { generation, .. } = c.tell(false, now) else {
+            unreachable!()
+        };
+        c.handle_seen(generation);
+        assert_eq!(c.due(), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! Doubt about the path in use: probes it quickly, and the ways to fall back on, until it answers or is given up.
+
+use std::time::{Duration, Instant};
+
+/// Distance of the probes while in doubt.
+const STEP: Duration = Duration::from_millis(250);
+
+/// With an alternative that answers, this much silence is enough to leave: three probes, so that loss alone seldom does it.
+const LEAVE_AFTER: Duration = Duration::from_millis(750);
+
+/// When doubt is more than a lost datagram or two: before any path is left, so that help is on its way.
+const DISTRESS_AFTER: Duration = Duration::from_millis(500);
+
+/// Without an alternative, the path is dead after this (and the 3 s of silence that usually come before: 5 s in all).
+const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
+
+/// An alternative that answered this long before the doubt began counts as answering.
+const JUST_BEFORE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Watch {
+    since: Instant,
+    next_at: Instant,
+    steps: u32,
+    is_distressed: bool,
+}
+
+/// What doubt asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    /// Probe the ways to fall back on, too.
+    pub(super) probe_others: bool,
+    /// The first time that this is more than a lost datagram.
+    pub(super) distressed: bool,
+    /// Leave for the best path that answered since then.
+    pub(super) leave_for: Option<Instant>,
+    /// Nothing helps.
+    pub(super) give_up: bool,
+}
+
+impl Watch {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            next_at: now,
+            steps: 0,
+            is_distressed: false,
+        }
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        self.next_at
+    }
+
+    /// Whether the path has been silent for long enough to leave it, given its usual delay, and for whom.
+    pub(super) fn leave_for(&self, rtt: Duration, now: Instant) -> Option<Instant> {
+        let is_over = now.saturating_duration_since(self.since) >= LEAVE_AFTER.max(rtt * 3);
+        is_over.then(|| self.since.checked_sub(JUST_BEFORE).unwrap_or(self.since))
+    }
+
+    pub(super) fn handle_timeout(&mut self, rtt: Duration, now: Instant) -> Option<Step> {
+        if now < self.next_at {
+            return None;
+        }
+        self.next_at = now + STEP;
+        self.steps += 1;
+        let was_distressed = self.is_distressed;
+        self.is_distressed |=
+            now.saturating_duration_since(self.since) >= DISTRESS_AFTER.max(rtt * 2);
+        Some(Step {
+            probe_others: self.steps > 1,
+            distressed: self.is_distressed && !was_distressed,
+            leave_for: self.leave_for(rtt, now),
+            give_up: now.saturating_duration_since(self.since) >= GIVE_UP_AFTER.max(rtt * 4),
+        })
+    }
+}
