@@ -22,6 +22,16 @@ pub struct Ballot {
     pub voter: PeerId,
 }
 
+impl Default for Ballot {
+    /// Below every ballot that anybody proposes.
+    fn default() -> Self {
+        Self {
+            round: 0,
+            voter: PeerId([0; 32]),
+        }
+    }
+}
+
 impl Ballot {
     /// A ballot above `self`.
     pub const fn above(self, voter: PeerId) -> Self {
