@@ -1,0 +1,285 @@
+//! What the node tells the engine, what the engine tells back, and what it wants sent.
+
+use crate::{path::PathView, relay::RelayGrant, session::LocalKeys, stun::NatBehaviour};
+use overlay_types::{
+    Binding, Candidate, DataKeys, DhcpMode, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId,
+    PortKind,
+};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+use zeroize::Zeroizing;
+
+/// What the engine is made with.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// How many workers there are (1 to 15).
+    pub workers: u8,
+    /// All randomness comes from it.
+    pub seed: [u8; 32],
+    /// Time since 1970 at the moment of [`super::Engine::new`]; it goes into handshakes as their timestamp.
+    pub unix_at_start: Duration,
+}
+
+/// What the node wants.
+pub enum Command {
+    /// Be a member of a network.
+    AddNetwork {
+        /// Which one.
+        id: NetworkId,
+        /// This node in it.
+        me: PeerId,
+        /// This node's secret data keys there.
+        keys: LocalKeys,
+        /// The network's secret of this epoch.
+        psk: Zeroizing<[u8; 32]>,
+        /// Who serves addresses.
+        dhcp: DhcpMode,
+        /// Largest IP packet inside (1500); frames beyond it are dropped.
+        mtu: u16,
+    },
+    /// Leave a network: its sessions end, its ports go.
+    RemoveNetwork(NetworkId),
+    /// Another member as its node record describes it. May be said again when anything changes.
+    UpsertPeer {
+        /// In which network.
+        network: NetworkId,
+        /// Who.
+        peer: PeerId,
+        /// Its public data keys.
+        keys: DataKeys,
+        /// Its ways in.
+        candidates: Vec<Candidate>,
+        /// Keep a session up always; otherwise one is made when a frame wants to go there.
+        eager: bool,
+    },
+    /// Forget a member; its session ends at once.
+    RemovePeer {
+        /// In which network.
+        network: NetworkId,
+        /// Who.
+        peer: PeerId,
+    },
+    /// A port where guests plug in.
+    AddPort {
+        /// Of which network.
+        network: NetworkId,
+        /// Its name.
+        port: PortId,
+        /// Whose frames come from it.
+        kind: PortKind,
+        /// Who may speak there; an empty guest port takes the first MAC that asks for an address.
+        macs: Vec<MacAddr>,
+    },
+    /// A port is gone.
+    RemovePort(PortId),
+    /// Who may speak at a port, replacing what was said before.
+    SetPortMacs {
+        /// Which port.
+        port: PortId,
+        /// Its stations.
+        macs: Vec<MacAddr>,
+    },
+    /// Which addresses belong to whom, replacing all that was said before.
+    SetBindings {
+        /// In which network.
+        network: NetworkId,
+        /// All of them.
+        bindings: Vec<Binding>,
+    },
+    /// The answer to [`Event::AddressWanted`]: nobody has it. Frames that waited for it are dropped.
+    NoSuchAddress {
+        /// In which network.
+        network: NetworkId,
+        /// Which address.
+        ip: IpAddr,
+    },
+    /// Whom to ask how the outside sees us.
+    SetStunServers(Vec<SocketAddr>),
+    /// Our places at relays, replacing what was said before.
+    SetRelays(Vec<RelayGrant>),
+    /// Addresses of our own interfaces with the data port.
+    SetHostCandidates(Vec<SocketAddr>),
+    /// Send a frame out of a port, to the guest behind it.
+    EmitFrame {
+        /// Which port.
+        port: PortId,
+        /// The whole frame.
+        frame: Vec<u8>,
+    },
+    /// Pass a frame on as if this node were a trusted port of the network.
+    SwitchFrame {
+        /// In which network.
+        network: NetworkId,
+        /// The whole frame.
+        frame: Vec<u8>,
+    },
+    /// One echo to a peer inside the session, answered by [`Event::Pong`] if at all.
+    Ping {
+        /// In which network.
+        network: NetworkId,
+        /// Who.
+        peer: PeerId,
+        /// Repeated in the answer.
+        id: u64,
+    },
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Frames to this peer flow.
+    SessionUp {
+        /// In which network.
+        network: NetworkId,
+        /// Who.
+        peer: PeerId,
+    },
+    /// Frames to this peer do not flow any longer.
+    SessionDown {
+        /// In which network.
+        network: NetworkId,
+        /// Who.
+        peer: PeerId,
+        /// Why.
+        reason: DownReason,
+    },
+    /// The way to a peer is another now, or its size or delay changed notably.
+    PathChanged {
+        /// In which network.
+        network: NetworkId,
+        /// Who.
+        peer: PeerId,
+        /// The way.
+        path: PathAddr,
+        /// Smoothed round trip; zero until the first answer.
+        rtt: Duration,
+        /// Largest sealed datagram that passes.
+        mtu: u16,
+    },
+    /// Somebody with the network's secret wants a session whom we do not know. If it is a member, say `UpsertPeer`:
+    /// the first message waits a few seconds for it.
+    UnknownPeer {
+        /// In which network.
+        network: NetworkId,
+        /// The key it uses.
+        x25519: [u8; 32],
+    },
+    /// A guest asks for an address that nothing is bound to: find it and say `SetBindings` or `NoSuchAddress`.
+    AddressWanted {
+        /// In which network.
+        network: NetworkId,
+        /// Which address.
+        ip: IpAddr,
+    },
+    /// A frame for the node itself (DHCP and router solicitations in overlay mode). It went nowhere else.
+    FramePunted {
+        /// In which network.
+        network: NetworkId,
+        /// Where it came from.
+        port: PortId,
+        /// The whole frame.
+        frame: Vec<u8>,
+    },
+    /// A copy of a DHCP frame that was passed on (`lan` mode): requests tell names, ACKs tell bindings.
+    Snooped {
+        /// In which network.
+        network: NetworkId,
+        /// Where it came from.
+        from: Location,
+        /// The whole frame.
+        frame: Vec<u8>,
+    },
+    /// A station says that it takes an IPv6 address (duplicate address detection) that is bound to nobody.
+    AddressTaken {
+        /// In which network.
+        network: NetworkId,
+        /// Where it is.
+        port: PortId,
+        /// Its Ethernet address.
+        mac: MacAddr,
+        /// The address.
+        ip: IpAddr,
+    },
+    /// An empty guest port took the first station that asked for an address.
+    GuestSeen {
+        /// In which network.
+        network: NetworkId,
+        /// Where it is.
+        port: PortId,
+        /// Its Ethernet address.
+        mac: MacAddr,
+    },
+    /// A station was seen at a place for the first time, or moved there.
+    MacLearned {
+        /// In which network.
+        network: NetworkId,
+        /// Its Ethernet address.
+        mac: MacAddr,
+        /// Where it is.
+        location: Location,
+    },
+    /// Our ways in are others now: publish them.
+    CandidatesChanged(Vec<Candidate>),
+    /// What the NAT in front of us does.
+    NatLearned(NatBehaviour),
+    /// A place at a relay was lost: ask its node for a new grant.
+    RelayLost(Candidate),
+    /// The answer to [`Command::Ping`].
+    Pong {
+        /// Of the command.
+        id: u64,
+        /// Round trip.
+        rtt: Duration,
+        /// The way in use.
+        path: PathAddr,
+        /// Its size.
+        mtu: u16,
+    },
+}
+
+/// Why frames to a peer do not flow any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DownReason {
+    /// It did not answer for too long.
+    Silent,
+    /// Its keys grew old and nobody needed new ones.
+    Idle,
+    /// It said so.
+    Bye,
+    /// The node removed the peer or the network.
+    Removed,
+}
+
+/// A datagram to send, relay wrapper included.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub to: SocketAddr,
+    /// All of it.
+    pub bytes: Vec<u8>,
+}
+
+/// What is known of one peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStats {
+    /// In which network.
+    pub network: NetworkId,
+    /// Who.
+    pub peer: PeerId,
+    /// Whether there is a session.
+    pub session: bool,
+    /// The path in use.
+    pub path: Option<PathView>,
+    /// Bytes of sealed datagrams sent.
+    pub tx_bytes: u64,
+    /// Bytes of sealed datagrams received.
+    pub rx_bytes: u64,
+    /// Sealed datagrams sent.
+    pub tx_datagrams: u64,
+    /// Sealed datagrams received.
+    pub rx_datagrams: u64,
+    /// Since when the session in use exists.
+    pub session_age: Option<Duration>,
+}

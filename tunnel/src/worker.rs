@@ -1,0 +1,887 @@
+//! The fast half of the data plane: one lane of every session; frames become sealed datagrams, and back.
+//! Whatever needs thought (handshakes, control messages, addresses nobody bound) is reported to the engine.
+
+use crate::{
+    packet_buf::PacketBuf,
+    session::{OpenError, RecvLane, SendLane, SessionSlot},
+    snapshot::{NetworkView, Place, SessionView, Snapshot, Way},
+    split::{self, Fit, Rejoiner},
+    stats::{Counter, Counters},
+    switch::{
+        self, Judged, Source, Verdict,
+        flood::{self, Budgets, TokenBucket},
+    },
+    wire::{
+        datagram::{DatagramKind, LANE_MAX, RELAY_HEADER_BYTES, RelayHeader, classify},
+        extension,
+    },
+};
+use overlay_types::{Location, MacAddr, NetworkId, PathAddr, PeerId, PortId};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use zerocopy::IntoBytes;
+
+/// What a worker wants done; the shell does it at once or drops it.
+pub trait Output {
+    /// Send a datagram: sealed, and wrapped if it goes to a relay.
+    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]);
+    /// Write a frame to a local port.
+    fn deliver(&mut self, port: PortId, frame: &[u8]);
+    /// Tell the engine; `false` when its queue is full, which the worker counts.
+    fn report(&mut self, report: Report) -> bool;
+    /// Give a datagram, still sealed, to the worker that owns its lane. `from` says how it came: a relay's wrapper is off.
+    fn hand_over(&mut self, worker: u8, from: PathAddr, datagram: &[u8]);
+}
+
+/// What a worker tells the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// A datagram that is not a worker's: handshakes, the control lane, STUN, relay control.
+    Datagram {
+        /// How it came; a relay's wrapper is off.
+        from: PathAddr,
+        /// All of it.
+        bytes: Vec<u8>,
+    },
+    /// Data for a session that we do not have: its sender should shake hands again.
+    UnknownSession {
+        /// How it came.
+        from: PathAddr,
+    },
+    /// Authenticated datagrams come this way (at most once a second per session and way).
+    Heard {
+        /// The session.
+        slot: SessionSlot,
+        /// How they came.
+        from: PathAddr,
+    },
+    /// Traffic since the last such report (at most once a second per session).
+    Traffic {
+        /// The session.
+        slot: SessionSlot,
+        /// What went over it.
+        traffic: Traffic,
+    },
+    /// A station speaks at a place where the snapshot does not have it, or a while after it was last told.
+    StationSeen {
+        /// In which network.
+        network: NetworkId,
+        /// The station.
+        mac: MacAddr,
+        /// Where.
+        at: Location,
+    },
+    /// A station speaks at a guest port that has none yet.
+    GuestSpoke {
+        /// Which port.
+        port: PortId,
+        /// The station.
+        mac: MacAddr,
+        /// What it said.
+        frame: Vec<u8>,
+    },
+    /// A question about an address that nothing is bound to.
+    AddressWanted {
+        /// In which network.
+        network: NetworkId,
+        /// Who asks.
+        port: PortId,
+        /// Which address.
+        ip: IpAddr,
+        /// The question, to be answered once the address is bound.
+        frame: Vec<u8>,
+    },
+    /// A station takes an IPv6 address that is bound to nobody.
+    AddressTaken {
+        /// In which network.
+        network: NetworkId,
+        /// Where.
+        port: PortId,
+        /// The station.
+        mac: MacAddr,
+        /// The address.
+        ip: IpAddr,
+    },
+    /// A frame for the node itself.
+    Punted {
+        /// In which network.
+        network: NetworkId,
+        /// Where it came from.
+        port: PortId,
+        /// All of it.
+        frame: Vec<u8>,
+    },
+    /// A copy of a DHCP frame that was passed on.
+    Snooped {
+        /// In which network.
+        network: NetworkId,
+        /// Where it came from.
+        from: Location,
+        /// All of it.
+        frame: Vec<u8>,
+    },
+    /// A frame for a peer to which there is no session yet.
+    NoSession {
+        /// In which network.
+        network: NetworkId,
+        /// Whom it is for.
+        peer: PeerId,
+        /// All of it.
+        frame: Vec<u8>,
+    },
+    /// What was counted since the last such report.
+    Counted(Box<Counters>),
+}
+
+/// What went over one lane of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes of sealed datagrams sent.
+    pub tx_bytes: u64,
+    /// Bytes of sealed datagrams received.
+    pub rx_bytes: u64,
+    /// Sealed datagrams sent.
+    pub tx_datagrams: u64,
+    /// Sealed datagrams received.
+    pub rx_datagrams: u64,
+    /// Datagrams sealed by this lane since the session began.
+    pub sealed: u64,
+    /// Whether the lane's keys near their end.
+    pub wants_renewal: bool,
+}
+
+/// How often a session's traffic, a way that datagrams come, and the counters are told at most.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// How often a learned station is told again; well below the ageing time.
+const STATION_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Stations whose last telling is remembered. Two that share a place are told more often, which is harmless.
+const STATIONS_TOLD: usize = 1024;
+/// Reports a second for each reason that a stranger or a guest can cause, and the burst: the engine must not drown.
+const REPORTS_PER_SECOND: u32 = 500;
+/// See [`REPORTS_PER_SECOND`].
+const REPORT_BURST: u32 = 250;
+/// Ways by which a session's datagrams come that are told apart; a third one takes the place of the older.
+const WAYS_HEARD: usize = 2;
+
+/// One worker's state.
+pub struct Worker {
+    snapshot: Arc<Snapshot>,
+    state: State,
+}
+
+struct State {
+    index: u8,
+    workers: u8,
+    lanes: BTreeMap<SessionSlot, Lane>,
+    budgets: Budgets,
+    stations_told: Box<[Option<StationTold>; STATIONS_TOLD]>,
+    limits: Limits,
+    /// Buffers for copies and halves; one flood needs both.
+    spares: Vec<PacketBuf>,
+    rejoiner: Rejoiner,
+    /// Halves that never met, as far as they were counted.
+    unjoined_told: u64,
+    next_split_id: u32,
+    counters: Counters,
+    /// Sessions with traffic that was not told yet; never longer than there are lanes.
+    busy: Vec<SessionSlot>,
+    tell_at: Option<Instant>,
+}
+
+/// Our lane of one session.
+struct Lane {
+    network: u16,
+    peer: u16,
+    send: SendLane,
+    /// By the sender's lane; made when the first datagram of a lane comes, so that a peer with few workers costs little.
+    recv: [Option<Box<RecvLane>>; LANE_MAX as usize + 1],
+    heard: [Option<(PathAddr, Instant)>; WAYS_HEARD],
+    traffic: Traffic,
+    is_busy: bool,
+}
+
+#[derive(Clone, Copy)]
+struct StationTold {
+    network: NetworkId,
+    mac: MacAddr,
+    at: Location,
+    told_at: Instant,
+}
+
+/// One budget per reason to report, so that none starves the others.
+struct Limits {
+    datagrams: TokenBucket,
+    unknown_sessions: TokenBucket,
+    heard: TokenBucket,
+    stations: TokenBucket,
+    wanted: TokenBucket,
+    punted: TokenBucket,
+    waiting: TokenBucket,
+}
+
+impl Worker {
+    /// Worker number `index` of `workers`; it owns lane `index + 1`.
+    ///
+    /// # Panics
+    /// When there are more workers than lanes, or `index` is not one of them.
+    pub fn new(index: u8, workers: u8, now: Instant) -> Self {
+        assert!(
+            index < workers && workers <= LANE_MAX,
+            "each worker has a lane of its own"
+        );
+        let bucket = || TokenBucket::new(REPORTS_PER_SECOND, REPORT_BURST, now);
+        let limits = Limits {
+            datagrams: TokenBucket::new(4 * REPORTS_PER_SECOND, 4 * REPORT_BURST, now),
+            unknown_sessions: bucket(),
+            heard: bucket(),
+            stations: bucket(),
+            wanted: bucket(),
+            punted: bucket(),
+            waiting: bucket(),
+        };
+        let state = State {
+            index,
+            workers,
+            lanes: BTreeMap::new(),
+            budgets: Budgets::default(),
+            stations_told: Box::new([None; STATIONS_TOLD]),
+            limits,
+            spares: vec![PacketBuf::new(), PacketBuf::new()],
+            rejoiner: Rejoiner::new(),
+            unjoined_told: 0,
+            next_split_id: 0,
+            counters: Counters::default(),
+            busy: Vec::new(),
+            tell_at: None,
+        };
+        Self {
+            snapshot: Arc::default(),
+            state,
+        }
+    }
+
+    /// A newer picture of the world. Sessions in both keep their counters.
+    pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.state.follow(&snapshot);
+        self.snapshot = snapshot;
+    }
+
+    /// A frame came from a local port. It is sealed where it lies; afterwards the buffer's content is of no use.
+    pub fn handle_frame(
+        &mut self,
+        port: PortId,
+        buf: &mut PacketBuf,
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let Self { snapshot, state } = self;
+        state.count(Counter::FramesFromPorts, now);
+        match snapshot.port(port) {
+            Some((network, at)) => {
+                state.frame_from_port(&snapshot.networks[usize::from(network)], at, buf, now, out)
+            }
+            None => state.count(Counter::DropUnknownPort, now),
+        }
+    }
+
+    /// A datagram came from the UDP socket.
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        match classify(datagram) {
+            DatagramKind::Relayed(header) => {
+                let from = PathAddr::Relayed {
+                    relay: from,
+                    index: header.index(),
+                };
+                self.handle_unwrapped(from, &mut datagram[RELAY_HEADER_BYTES..], now, out);
+            }
+            DatagramKind::Stun | DatagramKind::RelayControl(_) => {
+                self.state
+                    .pass_to_engine(PathAddr::Direct(from), datagram, now, out);
+            }
+            _ => self.handle_unwrapped(PathAddr::Direct(from), datagram, now, out),
+        }
+    }
+
+    /// A datagram without a relay's wrapper: also one of our lane that reached another worker.
+    pub fn handle_unwrapped(
+        &mut self,
+        from: PathAddr,
+        datagram: &mut [u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let Self { snapshot, state } = self;
+        match classify(datagram) {
+            DatagramKind::Data(header) if header.lane != 0 => {
+                let owner = (header.lane - 1) % state.workers;
+                if owner == state.index {
+                    state.sealed(
+                        snapshot,
+                        header.slot(),
+                        header.lane,
+                        from,
+                        datagram,
+                        now,
+                        out,
+                    );
+                } else {
+                    out.hand_over(owner, from, datagram);
+                }
+            }
+            DatagramKind::Data(_)
+            | DatagramKind::Initiation
+            | DatagramKind::Response
+            | DatagramKind::CookieReply => {
+                state.pass_to_engine(from, datagram, now, out);
+            }
+            _ => state.count(Counter::DropUnknownDatagram, now),
+        }
+    }
+
+    /// Time passed.
+    pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Output) {
+        if self.state.tell_at.is_some_and(|at| now >= at) {
+            self.state.tell(out);
+        }
+    }
+
+    /// When to be called again, and what for; nothing while idle.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        self.state
+            .tell_at
+            .map(|at| (at, "tell the engine what passed"))
+    }
+}
+
+impl State {
+    fn follow(&mut self, snapshot: &Snapshot) {
+        let mut before = std::mem::take(&mut self.lanes);
+        for session in &snapshot.sessions {
+            let mut lane = before
+                .remove(&session.slot)
+                .unwrap_or_else(|| Lane::new(session, self.index + 1));
+            (lane.network, lane.peer) = (session.network, session.peer);
+            self.lanes.insert(session.slot, lane);
+        }
+        self.busy.retain(|slot| self.lanes.contains_key(slot));
+        self.busy.reserve(self.lanes.len());
+        self.budgets.keep(|network, at| {
+            let Some(network) = snapshot.network(network) else {
+                return false;
+            };
+            match at {
+                Location::Port(port) => snapshot.port(port).is_some_and(|(of, _)| of == network),
+                Location::Peer(peer) => {
+                    snapshot.networks[usize::from(network)].peer(peer).is_some()
+                }
+            }
+        });
+    }
+
+    fn frame_from_port(
+        &mut self,
+        view: &NetworkView,
+        port: u16,
+        buf: &mut PacketBuf,
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        if buf.len() > view.frame_bytes_max {
+            return self.count(Counter::DropOversize, now);
+        }
+        let from = Source::Port(port);
+        let (id, location) = (
+            view.ports[usize::from(port)].id,
+            location(view, Place::Port(port)),
+        );
+        let judged = switch::judge(view, from, buf.payload());
+        self.tell_what_was_seen(view, from, &judged, buf.payload(), now, out);
+        match judged.verdict {
+            Verdict::Drop(why) => self.count(why, now),
+            Verdict::To(Place::Port(to)) => self.deliver(view, to, buf.payload(), now, out),
+            Verdict::To(Place::Peer(to)) => self.frame_to_peer(view, to, buf, now, out),
+            Verdict::To(Place::Elsewhere) => self.count(Counter::DropNoSession, now),
+            Verdict::Flood => self.flood(view, from, location, buf, now, out),
+            Verdict::Answer(answer) => {
+                self.count(Counter::AnsweredLocally, now);
+                out.deliver(id, answer.frame());
+            }
+            Verdict::Wanted(ip) => {
+                self.count(Counter::AddressesWanted, now);
+                if self.limits.wanted.take(now) {
+                    let frame = buf.payload().to_vec();
+                    self.report(
+                        Report::AddressWanted {
+                            network: view.id,
+                            port: id,
+                            ip,
+                            frame,
+                        },
+                        now,
+                        out,
+                    );
+                }
+            }
+            Verdict::Punt => {
+                if self.limits.punted.take(now) {
+                    self.report(
+                        Report::Punted {
+                            network: view.id,
+                            port: id,
+                            frame: buf.payload().to_vec(),
+                        },
+                        now,
+                        out,
+                    );
+                } else {
+                    self.count(Counter::DropStorm, now);
+                }
+            }
+            Verdict::FirstOfPort => {
+                if self.limits.punted.take(now) {
+                    let frame = buf.payload().to_vec();
+                    self.report(
+                        Report::GuestSpoke {
+                            port: id,
+                            mac: judged.src,
+                            frame,
+                        },
+                        now,
+                        out,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Stations, copies for the node, addresses taken: what the engine hears beside where a frame goes.
+    fn tell_what_was_seen(
+        &mut self,
+        view: &NetworkView,
+        from: Source,
+        judged: &Judged,
+        frame: &[u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let Some(place) = from.place() else { return };
+        let at = location(view, place);
+        let station = judged
+            .unseen
+            .map(|mac| (mac, TELL_EVERY))
+            .or(judged.learned.map(|mac| (mac, STATION_TOLD_EVERY)));
+        if let (Some((mac, every)), Some(at)) = (station, at)
+            && self.is_worth_telling(view.id, mac, at, every, now)
+        {
+            self.report(
+                Report::StationSeen {
+                    network: view.id,
+                    mac,
+                    at,
+                },
+                now,
+                out,
+            );
+        }
+        if let (true, Some(from)) = (judged.snoop, at)
+            && self.limits.punted.take(now)
+        {
+            self.report(
+                Report::Snooped {
+                    network: view.id,
+                    from,
+                    frame: frame.to_vec(),
+                },
+                now,
+                out,
+            );
+        }
+        if let (Some(ip), Some(Location::Port(port))) = (judged.taken, at)
+            && self.limits.wanted.take(now)
+        {
+            self.report(
+                Report::AddressTaken {
+                    network: view.id,
+                    port,
+                    mac: judged.src,
+                    ip: ip.into(),
+                },
+                now,
+                out,
+            );
+        }
+    }
+
+    fn is_worth_telling(
+        &mut self,
+        network: NetworkId,
+        mac: MacAddr,
+        at: Location,
+        every: Duration,
+        now: Instant,
+    ) -> bool {
+        let hash = mac.0.iter().fold(0usize, |hash, &byte| {
+            hash.wrapping_mul(31).wrapping_add(usize::from(byte))
+        });
+        let told = &mut self.stations_told[hash % STATIONS_TOLD];
+        let is_fresh = told.is_some_and(|t| {
+            (t.network, t.mac, t.at) == (network, mac, at)
+                && now.saturating_duration_since(t.told_at) < every
+        });
+        if is_fresh || !self.limits.stations.take(now) {
+            return false;
+        }
+        *told = Some(StationTold {
+            network,
+            mac,
+            at,
+            told_at: now,
+        });
+        true
+    }
+
+    fn flood(
+        &mut self,
+        view: &NetworkView,
+        from: Source,
+        location: Option<Location>,
+        buf: &PacketBuf,
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        if location.is_some_and(|at| !self.budgets.take(view.id, at, now)) {
+            return self.count(Counter::DropStorm, now);
+        }
+        for port in flood::ports(view, from.place()) {
+            self.deliver(view, port, buf.payload(), now, out);
+        }
+        for peer in flood::peers(view, from.place()) {
+            if view.peers[usize::from(peer)].way.is_some() {
+                let mut copy = self.spares.pop().unwrap_or_default();
+                if copy.fill(buf.payload()) {
+                    self.frame_to_peer(view, peer, &mut copy, now, out);
+                }
+                self.spares.push(copy);
+            }
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        view: &NetworkView,
+        port: u16,
+        frame: &[u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        self.count(Counter::FramesToPorts, now);
+        out.deliver(view.ports[usize::from(port)].id, frame);
+    }
+
+    fn frame_to_peer(
+        &mut self,
+        view: &NetworkView,
+        peer: u16,
+        buf: &mut PacketBuf,
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let peer = &view.peers[usize::from(peer)];
+        let Some(way) = peer.way else {
+            if self.limits.waiting.take(now) {
+                let frame = buf.payload().to_vec();
+                self.report(
+                    Report::NoSession {
+                        network: view.id,
+                        peer: peer.id,
+                        frame,
+                    },
+                    now,
+                    out,
+                );
+            } else {
+                self.count(Counter::DropNoSession, now);
+            }
+            return;
+        };
+        self.count(Counter::FramesToPeers, now);
+        match split::fit(buf.len(), way.mtu) {
+            Fit::Whole => {
+                split::whole(buf);
+                self.seal_and_send(way, buf, now, out);
+            }
+            Fit::Halves => {
+                self.count(Counter::FramesSplit, now);
+                let id = self.next_split_id;
+                self.next_split_id = id.wrapping_add(1);
+                let mut half = self.spares.pop().unwrap_or_default();
+                for which in 0..2 {
+                    split::half(buf.payload(), id, which, &mut half);
+                    self.seal_and_send(way, &mut half, now, out);
+                }
+                self.spares.push(half);
+            }
+            Fit::TooLarge => self.count(Counter::DropOversize, now),
+        }
+    }
+
+    fn seal_and_send(
+        &mut self,
+        way: Way,
+        buf: &mut PacketBuf,
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let Some(lane) = self.lanes.get_mut(&way.slot) else {
+            return self.count(Counter::DropNoSession, now);
+        };
+        if lane.send.seal(buf).is_err() {
+            return self.count(Counter::DropExhausted, now);
+        }
+        lane.traffic.tx_bytes += buf.len() as u64;
+        lane.traffic.tx_datagrams += 1;
+        self.mark_busy(way.slot, now);
+        wrap(way.path, buf);
+        out.transmit(way.path.socket_addr(), buf.payload());
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one fact of the datagram that was classified"
+    )]
+    fn sealed(
+        &mut self,
+        snapshot: &Snapshot,
+        slot: SessionSlot,
+        remote_lane: u8,
+        from: PathAddr,
+        datagram: &mut [u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let bytes = datagram.len() as u64;
+        let established = || {
+            snapshot
+                .sessions
+                .iter()
+                .find(|s| s.slot == slot)
+                .map(|s| &s.established)
+        };
+        let Some(lane) = self.lanes.get_mut(&slot) else {
+            self.count(Counter::DropUnknownSession, now);
+            if self.limits.unknown_sessions.take(now) {
+                self.report(Report::UnknownSession { from }, now, out);
+            }
+            return;
+        };
+        let recv = &mut lane.recv[usize::from(remote_lane)];
+        if recv.is_none() {
+            *recv = established().map(|e| Box::new(e.recv_lane(remote_lane)));
+        }
+        let Some(recv) = recv else { return };
+        let plaintext = match recv.open(datagram) {
+            Ok(plaintext) => plaintext,
+            Err(error) => return self.count(why_not_opened(&error), now),
+        };
+        lane.traffic.rx_bytes += bytes;
+        lane.traffic.rx_datagrams += 1;
+        let is_news = lane.hear(from, now);
+        let view = &snapshot.networks[usize::from(lane.network)];
+        let peer = lane.peer;
+        self.mark_busy(slot, now);
+        if is_news && self.limits.heard.take(now) {
+            self.report(Report::Heard { slot, from }, now, out);
+        }
+        match plaintext.first() {
+            Some(&extension::PLAIN) => self.frame_from_peer(view, peer, &plaintext[1..], now, out),
+            Some(&extension::HALF) => {
+                let mut rejoiner = std::mem::take(&mut self.rejoiner);
+                let source = u64::from(slot.index(remote_lane));
+                if let Some(frame) = rejoiner.accept(source, plaintext, now) {
+                    self.frame_from_peer(view, peer, frame, now, out);
+                }
+                self.rejoiner = rejoiner;
+            }
+            _ => self.count(Counter::DropUnknownExtension, now),
+        }
+    }
+
+    fn frame_from_peer(
+        &mut self,
+        view: &NetworkView,
+        peer: u16,
+        frame: &[u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        self.count(Counter::FramesFromPeers, now);
+        let from = Source::Peer(peer);
+        let judged = switch::judge(view, from, frame);
+        self.tell_what_was_seen(view, from, &judged, frame, now, out);
+        match judged.verdict {
+            Verdict::Drop(why) => self.count(why, now),
+            Verdict::To(Place::Port(to)) => self.deliver(view, to, frame, now, out),
+            Verdict::Flood => {
+                if location(view, Place::Peer(peer))
+                    .is_some_and(|at| !self.budgets.take(view.id, at, now))
+                {
+                    return self.count(Counter::DropStorm, now);
+                }
+                for port in flood::ports(view, from.place()) {
+                    self.deliver(view, port, frame, now, out);
+                }
+            }
+            // Questions are answered where they are asked, and no peer's frame goes on to another peer.
+            _ => self.count(Counter::DropHairpin, now),
+        }
+    }
+
+    fn pass_to_engine(
+        &mut self,
+        from: PathAddr,
+        datagram: &[u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        if self.limits.datagrams.take(now) {
+            self.report(
+                Report::Datagram {
+                    from,
+                    bytes: datagram.to_vec(),
+                },
+                now,
+                out,
+            );
+        } else {
+            self.count(Counter::DropHandshakeLoad, now);
+        }
+    }
+
+    fn report(&mut self, report: Report, now: Instant, out: &mut impl Output) {
+        if !out.report(report) {
+            self.count(Counter::DropReportQueue, now);
+        }
+    }
+
+    fn count(&mut self, counter: Counter, now: Instant) {
+        self.counters.count(counter);
+        self.tell_at.get_or_insert(now + TELL_EVERY);
+    }
+
+    fn mark_busy(&mut self, slot: SessionSlot, now: Instant) {
+        if let Some(lane) = self.lanes.get_mut(&slot)
+            && !lane.is_busy
+        {
+            lane.is_busy = true;
+            self.busy.push(slot);
+            self.tell_at.get_or_insert(now + TELL_EVERY);
+        }
+    }
+
+    fn tell(&mut self, out: &mut impl Output) {
+        self.tell_at = None;
+        for slot in self.busy.drain(..) {
+            if let Some(lane) = self.lanes.get_mut(&slot) {
+                lane.is_busy = false;
+                let sealed = lane.send.sealed_count();
+                let traffic = Traffic {
+                    sealed,
+                    wants_renewal: lane.send.wants_renewal(),
+                    ..std::mem::take(&mut lane.traffic)
+                };
+                if !out.report(Report::Traffic { slot, traffic }) {
+                    self.counters.count(Counter::DropReportQueue);
+                }
+            }
+        }
+        let unjoined = unjoined(&self.rejoiner);
+        self.counters.add(
+            Counter::DropUnjoined,
+            unjoined - std::mem::replace(&mut self.unjoined_told, unjoined),
+        );
+        if let Some(counted) = self.counters.take()
+            && !out.report(Report::Counted(Box::new(counted.clone())))
+        {
+            self.counters.merge(&counted); // told next time
+        }
+    }
+}
+
+impl Lane {
+    fn new(session: &SessionView, lane: u8) -> Self {
+        Self {
+            network: session.network,
+            peer: session.peer,
+            send: session.established.send_lane(lane),
+            recv: [const { None }; LANE_MAX as usize + 1],
+            heard: [None; WAYS_HEARD],
+            traffic: Traffic::default(),
+            is_busy: false,
+        }
+    }
+
+    /// Notes the way a datagram came; true when the engine should hear of it.
+    fn hear(&mut self, from: PathAddr, now: Instant) -> bool {
+        if let Some((_, told_at)) = self
+            .heard
+            .iter_mut()
+            .flatten()
+            .find(|(way, _)| *way == from)
+        {
+            let is_due = now.saturating_duration_since(*told_at) >= TELL_EVERY;
+            if is_due {
+                *told_at = now;
+            }
+            return is_due;
+        }
+        let oldest = self
+            .heard
+            .iter_mut()
+            .min_by_key(|way| way.map(|(_, told_at)| told_at))
+            .expect("there are two");
+        *oldest = Some((from, now));
+        true
+    }
+}
+
+/// Puts a relay's wrapper around a sealed datagram that goes to one.
+pub(crate) fn wrap(path: PathAddr, buf: &mut PacketBuf) {
+    if let PathAddr::Relayed { index, .. } = path {
+        buf.push_front(RelayHeader::new(index).as_bytes());
+    }
+}
+
+/// Halves that were given up.
+pub(crate) const fn unjoined(rejoiner: &Rejoiner) -> u64 {
+    let stats = rejoiner.stats();
+    stats.dropped_late + stats.dropped_full + stats.dropped_malformed
+}
+
+/// The counter for a datagram that did not open.
+pub(crate) fn why_not_opened(error: &OpenError) -> Counter {
+    match error {
+        OpenError::Replayed(_) => Counter::DropReplayed,
+        OpenError::Malformed | OpenError::UnknownPhase(_) | OpenError::NotAuthentic => {
+            Counter::DropForged
+        }
+    }
+}
+
+/// The name that lasts of a place that holds within one view.
+pub(crate) fn location(view: &NetworkView, place: Place) -> Option<Location> {
+    match place {
+        Place::Port(at) => Some(Location::Port(view.ports[usize::from(at)].id)),
+        Place::Peer(at) => Some(Location::Peer(view.peers[usize::from(at)].id)),
+        Place::Elsewhere => None,
+    }
+}
