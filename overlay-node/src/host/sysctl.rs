@@ -1,6 +1,9 @@
 //! Kernel settings under `/proc/sys` of the calling thread's network namespace.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 /// One setting, named with slashes: `net/ipv4/ip_forward`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +13,11 @@ impl Sysctl {
     /// The setting of this name.
     pub fn new(name: &str) -> Self {
         Self(PathBuf::from("/proc/sys").join(name))
+    }
+
+    /// Its file.
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 
     /// Its value, or `None` where the kernel has no such setting.
