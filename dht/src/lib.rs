@@ -17,5 +17,6 @@ pub mod network;
 pub mod record;
 pub mod signed;
 pub mod slot;
+pub mod swarm;
 
 pub use encoding::Undecodable;

@@ -1,0 +1,215 @@
+//! Which libp2p protocols a node speaks, and with which limits. What is done with their events is [`super::task`]'s part.
+
+use super::codec::BytesCodec;
+use super::gate::Gate;
+use super::slots::SlotKad;
+use super::{Role, SpawnError, SwarmConfig};
+use libp2p::identity::Keypair;
+use libp2p::swarm::NetworkBehaviour;
+use libp2p::swarm::behaviour::toggle::Toggle;
+use libp2p::{
+    PeerId, StreamProtocol, Swarm, SwarmBuilder, autonat, dcutr, identify, kad, mdns, noise, ping,
+    relay, request_response, tcp, yamux,
+};
+use libp2p_allow_block_list::{self as allow_block_list, BlockedPeers};
+use libp2p_connection_limits::{self as connection_limits, ConnectionLimits};
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+const REQUEST_PROTOCOL: StreamProtocol = StreamProtocol::new("/farlan/req/1");
+/// Told by identify; peers of another major version are not ours.
+const IDENTIFY_PROTOCOL: &str = "/farlan/1";
+
+/// How long a request may take, dialing included.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Requests of one peer that are worked on at a time.
+const REQUEST_STREAMS_MAX: usize = 64;
+
+/// A member's other connections close after this much silence; those into the fabric are pinned.
+const MEMBER_IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+/// A fabric node waits for its members to close: they know which connections they want.
+const FABRIC_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Keeps NAT mappings alive (RFC 4787 asks for 2 min, some give 30 s) at a few bytes per second.
+const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(25);
+const QUIC_IDLE_TIMEOUT_MS: u32 = 90_000;
+/// A peer that is gone without a word is noticed after this and [`PING_TIMEOUT`]. About 30 bytes per second and connection.
+const PING_INTERVAL: Duration = Duration::from_secs(15);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const IDENTIFY_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Connections with one peer: two transports and a circuit, while one replaces another.
+const CONNECTIONS_PER_PEER: u32 = 6;
+/// A fabric node's connections cost some 60 kB each.
+const FABRIC_CONNECTIONS_MAX: u32 = 10_000;
+const MEMBER_CONNECTIONS_MAX: u32 = 1_000;
+const PENDING_MAX: u32 = 512;
+
+/// Reservations and circuits at one fabric node. They carry signalling, a few kB each; frames have their own relay.
+const RELAY_MAX: usize = 4096;
+const RELAY_PER_PEER: usize = 8;
+const CIRCUITS_PER_PEER: usize = 256;
+const RESERVATION_TIME: Duration = Duration::from_secs(3600);
+/// A circuit lives until somebody closes it; zero would close it at once, and the wire has 32 bits of seconds.
+const CIRCUIT_TIME: Duration = Duration::from_secs(365 * 86_400);
+/// Reservations and circuits of one IP address in a minute: a site's members behind one NAT come back together after an outage.
+const RELAY_RATE_PER_IP: NonZeroU32 = NonZeroU32::new(6_000).expect("6000 > 0");
+
+/// Everything a node speaks. Those that refuse connections come first: a later one must not have acted on what is refused.
+#[derive(NetworkBehaviour)]
+pub(super) struct Behaviour {
+    pub(super) limits: connection_limits::Behaviour,
+    pub(super) blocked: allow_block_list::Behaviour<BlockedPeers>,
+    pub(super) gate: Gate,
+    pub(super) relay_client: relay::client::Behaviour,
+    pub(super) relay_server: Toggle<relay::Behaviour>,
+    pub(super) dcutr: Toggle<dcutr::Behaviour>,
+    pub(super) autonat_client: Toggle<autonat::v2::client::Behaviour>,
+    pub(super) autonat_server: Toggle<autonat::v2::server::Behaviour>,
+    pub(super) mdns: Toggle<mdns::tokio::Behaviour>,
+    pub(super) identify: identify::Behaviour,
+    pub(super) ping: ping::Behaviour,
+    pub(super) kad: SlotKad,
+    pub(super) requests: request_response::Behaviour<BytesCodec>,
+}
+
+/// A swarm that listens nowhere yet. To be called within a tokio runtime.
+pub(super) fn build(
+    config: &SwarmConfig,
+    keypair: Keypair,
+) -> Result<Swarm<Behaviour>, SpawnError> {
+    let failed = |what: &'static str| {
+        move |error: &dyn std::fmt::Display| SpawnError::Transport(format!("{what}: {error}"))
+    };
+    let (role, with_mdns) = (config.role, config.mdns);
+    let builder = SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_tcp(
+            tcp::Config::default().nodelay(true),
+            noise::Config::new,
+            yamux::Config::default,
+        )
+        .map_err(|error| failed("TCP")(&error))?
+        .with_quic_config(|mut quic| {
+            quic.keep_alive_interval = QUIC_KEEP_ALIVE;
+            quic.max_idle_timeout = QUIC_IDLE_TIMEOUT_MS;
+            quic.max_stream_data = 1 << 20; // no bulk data here: memory is better kept
+            quic.max_connection_data = 4 << 20;
+            quic
+        });
+    macro_rules! finish {
+        ($builder:expr) => {
+            $builder
+                .with_relay_client(noise::Config::new, yamux::Config::default)
+                .map_err(|error| failed("relay client")(&error))?
+                .with_behaviour(|keypair, relay_client| {
+                    Behaviour::new(keypair, relay_client, role, with_mdns)
+                })
+                .map_err(|error| failed("behaviour")(&error))?
+                .with_swarm_config(|swarm| {
+                    let idle = if role == Role::Fabric {
+                        FABRIC_IDLE_TIMEOUT
+                    } else {
+                        MEMBER_IDLE_TIMEOUT
+                    };
+                    swarm.with_idle_connection_timeout(idle).with_smart_dial()
+                })
+                .build()
+        };
+    }
+    // Without a usable /etc/resolv.conf (a bare container, a namespace) names do not resolve, and addresses work all the same.
+    // The two differ in type only.
+    Ok(match libp2p::dns::tokio::Transport::system(()) {
+        Ok(_) => finish!(builder.with_dns().map_err(|error| failed("DNS")(&error))?),
+        Err(error) => {
+            tracing::warn!(%error, "the system's resolver is not usable: bootstraps given by name cannot be reached");
+            finish!(builder)
+        }
+    })
+}
+
+impl Behaviour {
+    fn new(
+        keypair: &Keypair,
+        relay_client: relay::client::Behaviour,
+        role: Role,
+        with_mdns: bool,
+    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let local = keypair.public().to_peer_id();
+        let is_fabric = role == Role::Fabric;
+        let connections = if is_fabric {
+            FABRIC_CONNECTIONS_MAX
+        } else {
+            MEMBER_CONNECTIONS_MAX
+        };
+        let limits = ConnectionLimits::default()
+            .with_max_pending_incoming(Some(PENDING_MAX))
+            .with_max_pending_outgoing(Some(PENDING_MAX))
+            .with_max_established_per_peer(Some(CONNECTIONS_PER_PEER))
+            .with_max_established(Some(connections));
+        let identify = identify::Config::new(IDENTIFY_PROTOCOL.into(), keypair.public())
+            .with_agent_version(concat!("farlan/", env!("CARGO_PKG_VERSION")).into())
+            .with_interval(IDENTIFY_INTERVAL)
+            .with_push_listen_addr_updates(true);
+        let mode = if is_fabric {
+            kad::Mode::Server
+        } else {
+            kad::Mode::Client
+        };
+        let requests = request_response::Config::default()
+            .with_request_timeout(REQUEST_TIMEOUT)
+            .with_max_concurrent_streams(REQUEST_STREAMS_MAX);
+        let mdns = if with_mdns {
+            Some(mdns::tokio::Behaviour::new(mdns::Config::default(), local)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            limits: connection_limits::Behaviour::new(limits),
+            blocked: allow_block_list::Behaviour::default(),
+            gate: Gate::default(),
+            relay_client,
+            relay_server: is_fabric.then(|| relay_server(local)).into(),
+            dcutr: (!is_fabric).then(|| dcutr::Behaviour::new(local)).into(),
+            autonat_client: (!is_fabric)
+                .then(autonat::v2::client::Behaviour::default)
+                .into(),
+            autonat_server: is_fabric
+                .then(autonat::v2::server::Behaviour::default)
+                .into(),
+            mdns: mdns.into(),
+            identify: identify::Behaviour::new(identify),
+            ping: ping::Behaviour::new(
+                ping::Config::new()
+                    .with_interval(PING_INTERVAL)
+                    .with_timeout(PING_TIMEOUT),
+            ),
+            kad: SlotKad::new(local, mode),
+            requests: request_response::Behaviour::new(
+                [(REQUEST_PROTOCOL, request_response::ProtocolSupport::Full)],
+                requests,
+            ),
+        })
+    }
+}
+
+/// libp2p's own limits are for strangers who pass by (128 reservations, 16 circuits of 128 KiB and 2 min); members live on ours.
+fn relay_server(local: PeerId) -> relay::Behaviour {
+    let minute = Duration::from_secs(60);
+    let config = relay::Config {
+        max_reservations: RELAY_MAX,
+        max_reservations_per_peer: RELAY_PER_PEER,
+        reservation_duration: RESERVATION_TIME,
+        max_circuits: RELAY_MAX,
+        max_circuits_per_peer: CIRCUITS_PER_PEER,
+        max_circuit_duration: CIRCUIT_TIME,
+        max_circuit_bytes: 0, // unlimited
+        reservation_rate_limiters: Vec::new(),
+        circuit_src_rate_limiters: Vec::new(),
+    };
+    let config = config
+        .reservation_rate_per_ip(RELAY_RATE_PER_IP, minute)
+        .circuit_src_per_ip(RELAY_RATE_PER_IP, minute);
+    let mut server = relay::Behaviour::new(local, config);
+    server.set_status(Some(relay::Status::Enable));
+    server
+}
