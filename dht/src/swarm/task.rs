@@ -5,8 +5,8 @@ use super::behaviour::{Behaviour, BehaviourEvent};
 use super::handle::{Command, ConnectedPeer, SwarmCounters, SwarmEvent, SwarmStatus};
 use super::homes::Homes;
 use super::peer::{
-    from_libp2p, is_circuit, is_loopback, is_public, is_unspecified, is_worth_keeping, split_peer,
-    to_libp2p,
+    from_libp2p, is_circuit, is_loopback, is_public, is_tcp, is_unspecified, is_worth_keeping,
+    split_peer, to_libp2p,
 };
 use super::queries::Queries;
 use super::requests::Requests;
@@ -829,18 +829,30 @@ impl SwarmTask {
     /// Tells when the addresses worth publishing have changed: confirmed ones, then circuits, then what is listened on.
     fn publish(&mut self) {
         let me = *self.swarm.local_peer_id();
-        let (circuits, confirmed): (Vec<_>, Vec<_>) = self
-            .swarm
-            .external_addresses()
-            .cloned()
-            .partition(is_circuit);
         let listening = self
             .swarm
             .listeners()
-            .filter(|address| !is_circuit(address) && !is_unspecified(address))
-            .cloned();
+            .filter(|address| !is_circuit(address) && !is_unspecified(address));
+        let mut found: Vec<Multiaddr> = self
+            .swarm
+            .external_addresses()
+            .chain(listening)
+            .cloned()
+            .collect();
+        // Stable: confirmed before listened on, as they were found. libp2p's own order changes from call to call.
+        found.sort_by_cached_key(|address| {
+            (
+                !self
+                    .swarm
+                    .external_addresses()
+                    .any(|confirmed| confirmed == address),
+                is_circuit(address),
+                is_tcp(address),
+                address.to_vec(),
+            )
+        });
         let mut addresses: Vec<String> = Vec::new();
-        for address in confirmed.into_iter().chain(circuits).chain(listening) {
+        for address in found {
             let text = split_peer_of(&address, &me).0.to_string();
             if (!is_loopback(&address) || self.speaks_on_loopback || is_circuit(&address))
                 && !addresses.contains(&text)
