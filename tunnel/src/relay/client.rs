@@ -1,0 +1,211 @@
+//! Binds our data port at relays and keeps the bindings alive. Which relays, and who grants places there, is the
+//! control plane's.
+//!
+//! Asking ──challenge──▶ confirming ──bound──▶ Bound ──25 s──▶ asking again, still bound
+//!    └────────────────no answer──────────────────────────────────┴──▶ lost, asked again now and then
+
+use super::message::{BOUND, CHALLENGE, CONFIRM, Message, REQUEST};
+use super::{RelayEvent, RelayGrant};
+use overlay_types::Candidate;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Places held at a time; one or two are usual.
+const GRANTS_MAX: usize = 8;
+
+/// How often a binding is renewed, which also keeps the NAT's mapping (RFC 4787 asks for 2 min; some give 30 s).
+const RENEW_EVERY: Duration = Duration::from_secs(25);
+
+/// First wait for an answer, doubled by each try (RFC 8489 §6.2.1 has the same).
+const ANSWER_WAIT: Duration = Duration::from_millis(500);
+
+/// Unanswered tries, 7.5 s in all, until the relay counts as lost.
+const TRIES_MAX: u32 = 4;
+
+/// A lost relay may come back with what it knew.
+const LOST_RETRY: Duration = Duration::from_secs(15);
+
+const EVENTS_MAX: usize = 4 * GRANTS_MAX;
+
+/// Binds our data port at relays and keeps the bindings.
+#[derive(Debug)]
+pub struct RelayClient {
+    rng: ChaCha20Rng,
+    places: Vec<Place>,
+    transmits: VecDeque<(SocketAddr, Vec<u8>)>,
+    events: VecDeque<RelayEvent>,
+}
+
+#[derive(Debug)]
+struct Place {
+    grant: RelayGrant,
+    nonce: u64,
+    tries: u32,
+    next_at: Instant,
+    /// Where the relay sees us, while bound.
+    observed: Option<SocketAddr>,
+}
+
+impl Place {
+    fn candidate(&self) -> Candidate {
+        let RelayGrant {
+            via, relay, index, ..
+        } = self.grant;
+        Candidate::Relayed { via, relay, index }
+    }
+}
+
+impl RelayClient {
+    /// A client without grants.
+    pub fn new(rng_seed: u64, _now: Instant) -> Self {
+        let rng = ChaCha20Rng::seed_from_u64(rng_seed);
+        Self {
+            rng,
+            places: Vec::new(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// The places we hold, replacing what was said before; unchanged ones keep their binding.
+    pub fn set_grants(&mut self, grants: &[RelayGrant], now: Instant) {
+        let mut before = std::mem::take(&mut self.places);
+        for grant in grants.iter().take(GRANTS_MAX) {
+            let place = match before.iter().position(|p| p.grant == *grant) {
+                Some(at) => before.swap_remove(at),
+                None => Place {
+                    grant: grant.clone(),
+                    nonce: self.rng.random(),
+                    tries: 0,
+                    next_at: now,
+                    observed: None,
+                },
+            };
+            self.places.push(place);
+        }
+        self.handle_timeout(now);
+    }
+
+    /// Bind again at once: the network under us changed.
+    pub fn refresh(&mut self, now: Instant) {
+        for place in &mut self.places {
+            (place.nonce, place.tries, place.next_at) = (self.rng.random(), 0, now);
+        }
+        self.handle_timeout(now);
+    }
+
+    /// A relay control datagram (0xA0–0xA3) arrived on the data port.
+    pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
+        let Some(message) = Message::peek(bytes) else {
+            return;
+        };
+        let answers = |p: &&mut Place| {
+            p.grant.relay == from && p.grant.index == message.index() && p.nonce == message.nonce()
+        };
+        let Some(place) = self.places.iter_mut().find(answers) else {
+            return;
+        };
+        if !message.is_genuine(&place.grant.key) {
+            return;
+        }
+        match message.kind {
+            CHALLENGE => {
+                let confirm = Message::new(
+                    CONFIRM,
+                    place.grant.index,
+                    place.nonce,
+                    message.token,
+                    &place.grant.key,
+                );
+                self.transmits
+                    .push_back((from, confirm.to_bytes().to_vec()));
+            }
+            BOUND => {
+                let observed = message.observed();
+                let is_news = place.observed.replace(observed) != Some(observed);
+                let early = RENEW_EVERY.mul_f64(self.rng.random_range(0.0..0.1)); // many nodes must not come in step
+                (place.nonce, place.tries, place.next_at) =
+                    (self.rng.random(), 0, now + RENEW_EVERY - early);
+                let candidate = place.candidate();
+                if is_news {
+                    self.push_event(RelayEvent::Bound {
+                        candidate,
+                        observed,
+                    });
+                }
+            }
+            _ => {} // what only a relay should get
+        }
+    }
+
+    /// Time passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let mut lost = Vec::new();
+        for place in self.places.iter_mut().filter(|p| p.next_at <= now) {
+            if place.tries == TRIES_MAX {
+                place.observed = None;
+                (place.nonce, place.tries, place.next_at) =
+                    (self.rng.random(), 0, now + LOST_RETRY);
+                lost.push(RelayEvent::Lost(place.candidate()));
+                continue;
+            }
+            let request = Message::new(
+                REQUEST,
+                place.grant.index,
+                place.nonce,
+                [0; 16],
+                &place.grant.key,
+            );
+            self.transmits
+                .push_back((place.grant.relay, request.to_bytes().to_vec()));
+            place.next_at = now + ANSWER_WAIT * (1 << place.tries);
+            place.tries += 1;
+        }
+        lost.into_iter().for_each(|event| self.push_event(event));
+        while self.transmits.len() > 4 * GRANTS_MAX {
+            self.transmits.pop_front(); // only if nobody takes them; each is repeated anyway
+        }
+    }
+
+    /// When to be called again, and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        self.places
+            .iter()
+            .map(|p| (p.next_at, "relay binding"))
+            .min()
+    }
+
+    /// What to send next.
+    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        self.transmits.pop_front()
+    }
+
+    /// What happened.
+    pub fn poll_event(&mut self) -> Option<RelayEvent> {
+        self.events.pop_front()
+    }
+
+    /// The places where we are bound now.
+    pub fn bound(&self) -> Vec<Candidate> {
+        self.places
+            .iter()
+            .filter(|p| p.observed.is_some())
+            .map(Place::candidate)
+            .collect()
+    }
+
+    /// Whether datagrams from this address may be a relay's.
+    pub fn is_relay(&self, addr: SocketAddr) -> bool {
+        self.places.iter().any(|p| p.grant.relay == addr)
+    }
+
+    fn push_event(&mut self, event: RelayEvent) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front(); // a later one says where things stand
+        }
+        self.events.push_back(event);
+    }
+}

@@ -1,0 +1,451 @@
+//! The relay itself: passes sealed datagrams between places, for whoever proved to hold one, within budgets.
+//! Granting places over authenticated control connections is the control plane's; sockets are in `io`.
+
+use super::budget::Budget;
+use super::message::{CHALLENGE, CONFIRM, MESSAGE_BYTES, Message, REQUEST, keyed};
+use crate::wire::datagram::{DatagramKind, RelayHeader, classify};
+use overlay_types::PeerId;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+use zerocopy::IntoBytes;
+
+/// What the relay gives, in bytes a second and places.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayLimits {
+    /// For one identity.
+    pub identity_rate: u64,
+    /// For all of one /24 (IPv4) or /48 (IPv6).
+    pub subnet_rate: u64,
+    /// For all together.
+    pub total_rate: u64,
+    /// What every identity keeps when the two above are spent, so that a heavy neighbour silences nobody.
+    pub floor_rate: u64,
+    /// Places in all.
+    pub places_max: usize,
+    /// Bound places of one /24 or /48.
+    pub places_per_subnet_max: usize,
+}
+
+impl Default for RelayLimits {
+    fn default() -> Self {
+        Self {
+            identity_rate: 32_000_000,
+            subnet_rate: 64_000_000,
+            total_rate: 125_000_000, // a gigabit, the usual uplink of whoever has a public address
+            floor_rate: 16_000,
+            places_max: 4096,
+            places_per_subnet_max: 256,
+        }
+    }
+}
+
+/// Renewed every 25 s by the client; three may be lost.
+const BINDING_KEPT_FOR: Duration = Duration::from_secs(90);
+
+/// A granted place that nobody is bound to is kept this long: for the first binding, or for a node that restarts.
+const PLACE_KEPT_FOR: Duration = Duration::from_secs(600);
+
+/// A challenge must be answered within one to two of these.
+const TOKEN_EPOCH: Duration = Duration::from_secs(15);
+
+/// How often expired bindings and places are swept.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// What became of datagrams; every drop has its reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RelayStats {
+    /// Places granted now.
+    pub places: usize,
+    /// Places bound now.
+    pub bound: usize,
+    /// Datagrams passed on.
+    pub forwarded: u64,
+    /// Their bytes.
+    pub forwarded_bytes: u64,
+    /// Bind messages answered.
+    pub answered: u64,
+    /// Not a relay's business.
+    pub dropped_unknown: u64,
+    /// From somebody without a place here.
+    pub dropped_stranger: u64,
+    /// To a place that nobody is bound to.
+    pub dropped_absent: u64,
+    /// Bind messages that are forged, stale or out of place.
+    pub dropped_forged: u64,
+    /// Bind messages beyond what one subnet may hold.
+    pub dropped_crowded: u64,
+    /// Beyond the sender's own budget.
+    pub dropped_identity_budget: u64,
+    /// Beyond its subnet's or the total budget, and beyond the floor.
+    pub dropped_shared_budget: u64,
+}
+
+/// What to do with a datagram that was handed in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Send it on, as it is now in the buffer.
+    Forward(SocketAddr),
+    /// Send this back to where it came from.
+    Reply([u8; MESSAGE_BYTES]),
+    /// Nothing; it is counted.
+    Drop,
+}
+
+/// Every place is taken and in use.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the relay has no place left; ask another fabric node")]
+pub struct RelayFull;
+
+/// The relay's state.
+#[derive(Debug)]
+pub struct RelayServer {
+    rng: ChaCha20Rng,
+    /// Makes keys and tokens; never leaves.
+    secret: [u8; 32],
+    limits: RelayLimits,
+    began: Instant,
+    /// A place's number is its slot here in the low half, and chance in the high half.
+    places: Vec<Option<Place>>,
+    free: Vec<u16>,
+    by_peer: BTreeMap<PeerId, u32>,
+    by_addr: BTreeMap<SocketAddr, u32>,
+    subnets: BTreeMap<IpAddr, Subnet>,
+    total: Budget,
+    sweep_at: Instant,
+    stats: RelayStats,
+}
+
+#[derive(Debug)]
+struct Place {
+    index: u32,
+    peer: PeerId,
+    key: [u8; 32],
+    bound: Option<Bound>,
+    /// Counts bindings, so that no old confirmation brings an old address back.
+    generation: u64,
+    expires_at: Instant,
+    budget: Budget,
+    floor: Budget,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bound {
+    addr: SocketAddr,
+    expires_at: Instant,
+}
+
+/// Exists while anybody of it is bound, so it is bounded by the places.
+#[derive(Debug)]
+struct Subnet {
+    bound: usize,
+    budget: Budget,
+}
+
+impl RelayServer {
+    /// A relay without places. `seed` must be secret: keys come from it.
+    pub fn new(seed: [u8; 32], limits: RelayLimits, now: Instant) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(seed);
+        let places_max = limits.places_max.min(1 << 16);
+        Self {
+            secret: rng.random(),
+            rng,
+            limits,
+            began: now,
+            places: (0..places_max).map(|_| None).collect(),
+            free: (0..places_max).rev().map(|slot| slot as u16).collect(),
+            by_peer: BTreeMap::new(),
+            by_addr: BTreeMap::new(),
+            subnets: BTreeMap::new(),
+            total: Budget::new(limits.total_rate, now),
+            sweep_at: now + SWEEP_EVERY,
+            stats: RelayStats::default(),
+        }
+    }
+
+    /// Grants `peer`, who is authenticated, its place: number and key. Asking again gives the same.
+    ///
+    /// # Errors
+    /// [`RelayFull`] when every place is bound.
+    pub fn allocate(&mut self, peer: PeerId, now: Instant) -> Result<(u32, [u8; 32]), RelayFull> {
+        if let Some(place) = self
+            .by_peer
+            .get(&peer)
+            .and_then(|index| self.places[slot(*index)].as_mut())
+        {
+            place.expires_at = now + PLACE_KEPT_FOR;
+            return Ok((place.index, place.key));
+        }
+        if self.free.is_empty() {
+            self.evict_longest_unbound();
+        }
+        let slot = self.free.pop().ok_or(RelayFull)?;
+        let index = self.rng.random::<u32>() << 16 | u32::from(slot);
+        let mut key = [0; 32];
+        self.rng.fill(&mut key);
+        self.places[usize::from(slot)] = Some(Place {
+            index,
+            peer,
+            key,
+            bound: None,
+            generation: 0,
+            expires_at: now + PLACE_KEPT_FOR,
+            budget: Budget::new(self.limits.identity_rate, now),
+            floor: Budget::new(self.limits.floor_rate, now),
+        });
+        self.by_peer.insert(peer, index);
+        Ok((index, key))
+    }
+
+    /// A datagram of type 0xA0–0xA4 arrived from `from`. What is to be forwarded is changed in place.
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Verdict {
+        match classify(datagram) {
+            DatagramKind::Relayed(header) => self.forward(from, header.index(), datagram, now),
+            DatagramKind::RelayControl(_) => self.bind(from, datagram, now),
+            _ => {
+                self.stats.dropped_unknown += 1;
+                Verdict::Drop
+            }
+        }
+    }
+
+    /// Time passed: forgets bindings and places that were not renewed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if now < self.sweep_at {
+            return;
+        }
+        self.sweep_at = now + SWEEP_EVERY;
+        for slot in 0..self.places.len() {
+            let Some(place) = &mut self.places[slot] else {
+                continue;
+            };
+            if let Some(bound) = place.bound.filter(|b| b.expires_at <= now) {
+                place.bound = None;
+                place.expires_at = now + PLACE_KEPT_FOR;
+                self.release(bound.addr);
+            } else if place.bound.is_none() && place.expires_at <= now {
+                self.remove(slot);
+            }
+        }
+    }
+
+    /// When to be called again, and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        (!self.by_peer.is_empty()).then_some((self.sweep_at, "relay expiry"))
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> RelayStats {
+        RelayStats {
+            places: self.by_peer.len(),
+            bound: self.by_addr.len(),
+            ..self.stats
+        }
+    }
+
+    fn forward(&mut self, from: SocketAddr, to: u32, datagram: &mut [u8], now: Instant) -> Verdict {
+        let Some(&sender) = self.by_addr.get(&from) else {
+            self.stats.dropped_stranger += 1;
+            return Verdict::Drop;
+        };
+        let Some(target) = self.place(to).and_then(|p| p.bound).map(|b| b.addr) else {
+            self.stats.dropped_absent += 1;
+            return Verdict::Drop;
+        };
+        let bytes = datagram.len() as u64;
+        let place = self.places[slot(sender)]
+            .as_mut()
+            .expect("whoever is bound has a place");
+        let subnet = self
+            .subnets
+            .get_mut(&subnet_of(from))
+            .expect("whoever is bound is counted in its subnet");
+        if !place.budget.has(bytes, now) {
+            self.stats.dropped_identity_budget += 1;
+            return Verdict::Drop;
+        }
+        if subnet.budget.has(bytes, now) && self.total.has(bytes, now) {
+            subnet.budget.pay(bytes);
+            self.total.pay(bytes);
+        } else if place.floor.has(bytes, now) {
+            place.floor.pay(bytes);
+        } else {
+            self.stats.dropped_shared_budget += 1;
+            return Verdict::Drop;
+        }
+        place.budget.pay(bytes);
+        let header = RelayHeader::new(sender);
+        datagram[..size_of::<RelayHeader>()].copy_from_slice(header.as_bytes());
+        self.stats.forwarded += 1;
+        self.stats.forwarded_bytes += bytes;
+        Verdict::Forward(target)
+    }
+
+    fn bind(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Verdict {
+        let genuine = |message: &Message| {
+            self.place(message.index())
+                .is_some_and(|p| message.is_genuine(&p.key))
+        };
+        let Some(message) = Message::peek(datagram).filter(genuine) else {
+            self.stats.dropped_forged += 1;
+            return Verdict::Drop;
+        };
+        let place = self.places[slot(message.index())]
+            .as_mut()
+            .expect("its key was just used");
+        let (index, nonce, key) = (place.index, message.nonce(), place.key);
+        let is_there = place.bound.is_some_and(|b| b.addr == from);
+        let confirms =
+            message.kind == CONFIRM && self.tokens(from, &message, now).contains(&message.token);
+        let place = self.places[slot(index)].as_mut().expect("as above");
+        match message.kind {
+            REQUEST | CONFIRM if is_there => {
+                // A repeat from the proven address: only the time is renewed.
+                place.bound = Some(Bound {
+                    addr: from,
+                    expires_at: now + BINDING_KEPT_FOR,
+                });
+            }
+            REQUEST => {
+                let [token, _] = self.tokens(from, &message, now);
+                self.stats.answered += 1;
+                return Verdict::Reply(
+                    Message::new(CHALLENGE, index, nonce, token, &key).to_bytes(),
+                );
+            }
+            CONFIRM if confirms => {
+                if !self.occupy(index, from, now) {
+                    self.stats.dropped_crowded += 1;
+                    return Verdict::Drop;
+                }
+            }
+            _ => {
+                self.stats.dropped_forged += 1;
+                return Verdict::Drop;
+            }
+        }
+        self.stats.answered += 1;
+        Verdict::Reply(Message::bound(index, nonce, from, &key).to_bytes())
+    }
+
+    /// Binds the place to a proven address, in the place of its old one; `false` when its subnet holds enough already.
+    fn occupy(&mut self, index: u32, addr: SocketAddr, now: Instant) -> bool {
+        let held = self.subnets.get(&subnet_of(addr)).map_or(0, |s| s.bound);
+        if held >= self.limits.places_per_subnet_max && !self.by_addr.contains_key(&addr) {
+            return false;
+        }
+        if let Some(&other) = self.by_addr.get(&addr) {
+            // The NAT gave this port to somebody else since.
+            self.places[slot(other)]
+                .as_mut()
+                .expect("whoever is bound has a place")
+                .bound = None;
+            self.release(addr);
+        }
+        let place = self.places[slot(index)]
+            .as_mut()
+            .expect("the caller looked it up");
+        let old = place.bound.replace(Bound {
+            addr,
+            expires_at: now + BINDING_KEPT_FOR,
+        });
+        place.generation += 1;
+        if let Some(old) = old {
+            self.release(old.addr);
+        }
+        self.by_addr.insert(addr, index);
+        let fresh = || Subnet {
+            bound: 0,
+            budget: Budget::new(self.limits.subnet_rate, now),
+        };
+        self.subnets
+            .entry(subnet_of(addr))
+            .or_insert_with(fresh)
+            .bound += 1;
+        true
+    }
+
+    /// The proof of address that is valid now, and the one before it.
+    fn tokens(&self, from: SocketAddr, message: &Message, now: Instant) -> [[u8; 16]; 2] {
+        let generation = self.place(message.index()).map_or(0, |p| p.generation);
+        let epoch = now.saturating_duration_since(self.began).as_secs() / TOKEN_EPOCH.as_secs();
+        let (ip, port) = (canonical(from.ip()), from.port().to_be_bytes());
+        let token = |epoch: u64| {
+            let numbers = [
+                epoch,
+                generation,
+                message.nonce(),
+                u64::from(message.index()),
+            ]
+            .map(u64::to_be_bytes)
+            .concat();
+            keyed(
+                &self.secret,
+                &[b"farlan relay token", &ip.octets(), &port, &numbers],
+            )
+        };
+        [token(epoch), token(epoch.wrapping_sub(1))]
+    }
+
+    fn place(&self, index: u32) -> Option<&Place> {
+        self.places
+            .get(slot(index))?
+            .as_ref()
+            .filter(|p| p.index == index)
+    }
+
+    fn release(&mut self, addr: SocketAddr) {
+        self.by_addr.remove(&addr);
+        if let Some(subnet) = self.subnets.get_mut(&subnet_of(addr)) {
+            subnet.bound -= 1;
+            if subnet.bound == 0 {
+                self.subnets.remove(&subnet_of(addr));
+            }
+        }
+    }
+
+    fn remove(&mut self, slot: usize) {
+        if let Some(place) = self.places[slot].take() {
+            self.by_peer.remove(&place.peer);
+            self.free.push(slot as u16);
+        }
+    }
+
+    fn evict_longest_unbound(&mut self) {
+        let unbound = self.places.iter().enumerate().filter_map(|(slot, place)| {
+            place
+                .as_ref()
+                .filter(|p| p.bound.is_none())
+                .map(|p| (p.expires_at, slot))
+        });
+        if let Some((_, slot)) = unbound.min() {
+            self.remove(slot);
+        }
+    }
+}
+
+const fn slot(index: u32) -> usize {
+    (index & 0xffff) as usize
+}
+
+fn canonical(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped(),
+        IpAddr::V6(v6) => v6,
+    }
+}
+
+/// The /24 or /48 that an address belongs to: about what one customer controls.
+fn subnet_of(addr: SocketAddr) -> IpAddr {
+    match addr.ip() {
+        IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) & 0xffff_ff00).into(),
+        IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !0u128 << 80).into(),
+    }
+}
