@@ -189,10 +189,11 @@ fn is_sound(header: &HalfHeader, half: &[u8]) -> bool {
     } else {
         total / 2
     };
-    total <= FRAME_BYTES_MAX && total >= 2 && half.len() == expected
+    (2..=FRAME_BYTES_MAX).contains(&total) && half.len() == expected
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

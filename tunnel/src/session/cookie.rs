@@ -311,3 +311,179 @@ pub(super) fn open_reply(
         .ok()?;
     (*cookie).try_into().ok().map(Cookie)
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
+mod tests {
+    use super::*;
+    use crate::session::{Initiator, LocalKeys, open_initiation};
+    use rand::SeedableRng;
+
+    const NETWORK: NetworkId = NetworkId([1; 32]);
+    const PSK: [u8; 32] = [7; 32];
+
+    struct Party {
+        rng: ChaCha20Rng,
+        initiator: LocalKeys,
+        responder: LocalKeys,
+        gate: HandshakeGate,
+        now: Instant,
+        from: SocketAddr,
+    }
+
+    fn party() -> Party {
+        let (mut rng, now) = (ChaCha20Rng::seed_from_u64(3), Instant::now());
+        let (initiator, responder) = (LocalKeys::generate(&mut rng), LocalKeys::generate(&mut rng));
+        let gate = HandshakeGate::new(&mut rng, now);
+        Party {
+            rng,
+            initiator,
+            responder,
+            gate,
+            now,
+            from: "198.51.100.7:4000".parse().unwrap(),
+        }
+    }
+
+    impl Party {
+        fn start(&mut self, cookie: Option<&Cookie>) -> (Initiator, Vec<u8>) {
+            let (to, slot) = (self.responder.public(), SessionSlot::from_low_bits(1));
+            Initiator::start(
+                &self.initiator,
+                &to,
+                NETWORK,
+                &PSK,
+                slot,
+                1,
+                cookie,
+                true,
+                &mut self.rng,
+            )
+            .unwrap()
+        }
+
+        fn admit(&mut self, from: SocketAddr, initiation: &[u8]) -> Admission {
+            self.gate.admit(
+                from,
+                initiation,
+                self.responder.x25519(),
+                NETWORK,
+                self.now,
+                &mut self.rng,
+            )
+        }
+
+        fn bring_under_load(&mut self) {
+            let (_, initiation) = self.start(None);
+            for _ in 0..=CALM_PER_SECOND {
+                self.admit(self.from, &initiation);
+            }
+        }
+
+        fn cookie(&mut self) -> Cookie {
+            let (mut initiator, initiation) = self.start(None);
+            let Admission::Reply(reply) = self.admit(self.from, &initiation) else {
+                panic!("not under load")
+            };
+            initiator.handle_cookie_reply(&reply).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_calm_responder_opens_everything() {
+        let mut party = party();
+        let (_, initiation) = party.start(None);
+        assert_eq!(party.admit(party.from, &initiation), Admission::Open);
+    }
+
+    #[test]
+    fn under_load_only_who_shows_its_cookie_is_opened() {
+        let mut party = party();
+        party.bring_under_load();
+        let cookie = party.cookie();
+        let (_, initiation) = party.start(Some(&cookie));
+        assert_eq!(party.admit(party.from, &initiation), Admission::Open);
+        assert!(open_initiation(&party.responder, NETWORK, &initiation, &mut party.rng).is_ok());
+        let elsewhere = "198.51.100.8:4000".parse().unwrap();
+        assert!(matches!(
+            party.admit(elsewhere, &initiation),
+            Admission::Reply(_)
+        ));
+    }
+
+    #[test]
+    fn a_source_with_a_cookie_still_gets_only_its_share() {
+        let mut party = party();
+        party.bring_under_load();
+        let cookie = party.cookie();
+        let (_, initiation) = party.start(Some(&cookie));
+        let opened = (0..50)
+            .filter(|_| party.admit(party.from, &initiation) == Admission::Open)
+            .count();
+        assert_eq!(
+            (opened, party.gate.stats().dropped_rate),
+            (BURST as usize, 45)
+        );
+        party.now += REFILL;
+        assert_eq!(party.admit(party.from, &initiation), Admission::Open);
+    }
+
+    #[test]
+    fn a_cookie_outlives_one_change_of_the_secret_but_not_two() {
+        let mut party = party();
+        party.bring_under_load();
+        let cookie = party.cookie();
+        let (_, initiation) = party.start(Some(&cookie));
+        party.now += SECRET_LIFE;
+        party.bring_under_load();
+        assert_eq!(party.admit(party.from, &initiation), Admission::Open);
+        party.now += SECRET_LIFE;
+        party.bring_under_load();
+        assert!(matches!(
+            party.admit(party.from, &initiation),
+            Admission::Reply(_)
+        ));
+    }
+
+    #[test]
+    fn a_forged_cookie_reply_is_not_taken() {
+        let mut party = party();
+        party.bring_under_load();
+        let (mut initiator, initiation) = party.start(None);
+        let Admission::Reply(mut reply) = party.admit(party.from, &initiation) else {
+            panic!("not under load")
+        };
+        reply[40] ^= 1;
+        assert!(initiator.handle_cookie_reply(&reply).is_err());
+        reply[40] ^= 1;
+        let (mut other, _) = party.start(None);
+        assert!(
+            other.handle_cookie_reply(&reply).is_err(),
+            "it answers another initiation"
+        );
+        assert!(initiator.handle_cookie_reply(&reply).is_ok());
+    }
+
+    #[test]
+    fn sources_are_bounded_and_an_ipv6_subnet_is_one_source() {
+        let mut party = party();
+        for host in 0..u32::try_from(SOURCES_MAX).unwrap() + 50 {
+            party
+                .gate
+                .take_token(IpAddr::from(host.to_be_bytes()), party.now);
+        }
+        assert_eq!(
+            (party.gate.sources.len(), party.gate.stats().dropped_full),
+            (SOURCES_MAX, 50)
+        );
+        party.now += Duration::from_secs(1);
+        let taken = (0..20u16).filter(|host| {
+            party.gate.take_token(
+                std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, *host, 0, 0, 1).into(),
+                party.now,
+            )
+        });
+        assert_eq!(taken.count(), BURST as usize);
+        assert_eq!(party.gate.sources.len(), 1);
+    }
+}

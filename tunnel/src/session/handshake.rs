@@ -331,3 +331,262 @@ fn established(
         is_initiator,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet_buf::PacketBuf;
+    use crate::session::mac1_matches;
+    use proptest::prelude::*;
+    use rand::SeedableRng;
+
+    const NETWORK: NetworkId = NetworkId([1; 32]);
+    const PSK: [u8; 32] = [7; 32];
+
+    struct Pair {
+        rng: ChaCha20Rng,
+        a: LocalKeys,
+        b: LocalKeys,
+    }
+
+    fn pair() -> Pair {
+        let mut rng = ChaCha20Rng::seed_from_u64(42);
+        let (a, b) = (LocalKeys::generate(&mut rng), LocalKeys::generate(&mut rng));
+        Pair { rng, a, b }
+    }
+
+    fn slot(raw: u32) -> SessionSlot {
+        SessionSlot::from_low_bits(raw)
+    }
+
+    impl Pair {
+        fn start(&mut self, aes: bool) -> (Initiator, Vec<u8>) {
+            let to = self.b.public();
+            Initiator::start(
+                &self.a,
+                &to,
+                NETWORK,
+                &PSK,
+                slot(1),
+                1000,
+                None,
+                aes,
+                &mut self.rng,
+            )
+            .unwrap()
+        }
+
+        fn respond(
+            &mut self,
+            initiation: &[u8],
+            psk: &[u8; 32],
+            aes: bool,
+        ) -> (Vec<u8>, Established) {
+            let opened = open_initiation(&self.b, NETWORK, initiation, &mut self.rng).unwrap();
+            assert_eq!((opened.x25519, opened.timestamp), (*self.a.x25519(), 1000));
+            opened.respond(psk, slot(2), aes).unwrap()
+        }
+    }
+
+    fn passes(from: &Established, to: &Established, lane: u8) {
+        let mut buf = PacketBuf::new();
+        assert!(buf.fill(b"a frame"));
+        from.send_lane(lane).seal(&mut buf).unwrap();
+        assert_eq!(
+            to.recv_lane(lane).open(buf.payload_mut()).unwrap(),
+            b"a frame"
+        );
+    }
+
+    #[test]
+    fn two_members_agree_on_keys_for_both_directions() {
+        let mut pair = pair();
+        let (initiator, initiation) = pair.start(true);
+        assert_eq!(initiation.len(), INITIATION_BYTES);
+        let (response, at_b) = pair.respond(&initiation, &PSK, true);
+        let at_a = initiator.handle_response(&response).unwrap();
+        assert_eq!(
+            (at_a.suite, at_b.suite),
+            (Suite::Aes256Gcm, Suite::Aes256Gcm)
+        );
+        assert_eq!((at_a.remote_index, at_b.remote_index), (slot(2), slot(1)));
+        assert_eq!((at_a.is_initiator, at_b.is_initiator), (true, false));
+        passes(&at_a, &at_b, 1);
+        passes(&at_b, &at_a, 0);
+    }
+
+    #[test]
+    fn a_side_without_aes_instructions_brings_both_to_chacha() {
+        for (a_has, b_has) in [(true, false), (false, true), (false, false)] {
+            let mut pair = pair();
+            let (initiator, initiation) = pair.start(a_has);
+            let (response, at_b) = pair.respond(&initiation, &PSK, b_has);
+            let at_a = initiator.handle_response(&response).unwrap();
+            assert_eq!(
+                (at_a.suite, at_b.suite),
+                (Suite::ChaCha20Poly1305, Suite::ChaCha20Poly1305)
+            );
+            passes(&at_a, &at_b, 1);
+        }
+    }
+
+    #[test]
+    fn another_network_key_gives_no_session() {
+        let mut pair = pair();
+        let (initiator, initiation) = pair.start(true);
+        let (response, _) = pair.respond(&initiation, &[8; 32], true);
+        assert_eq!(
+            initiator.handle_response(&response).unwrap_err().1,
+            HandshakeError::NotAuthentic
+        );
+    }
+
+    #[test]
+    fn an_initiation_for_another_network_or_node_is_not_opened() {
+        let mut pair = pair();
+        let (_, initiation) = pair.start(true);
+        let other = NetworkId([2; 32]);
+        assert!(mac1_matches(pair.b.x25519(), NETWORK, &initiation));
+        assert!(!mac1_matches(pair.b.x25519(), other, &initiation));
+        assert!(!mac1_matches(pair.a.x25519(), NETWORK, &initiation));
+        let opened = open_initiation(&pair.b, other, &initiation, &mut pair.rng);
+        assert_eq!(opened.unwrap_err(), HandshakeError::WrongMac);
+    }
+
+    #[test]
+    fn an_initiation_that_somebody_changed_does_not_open() {
+        let mut pair = pair();
+        let (_, initiation) = pair.start(true);
+        // Byte 2 offers the suite, byte 7 is the sender's index, 200 lies in the ML-KEM ciphertext; an attacker who knows
+        // the network id can make mac1 fit again.
+        for at in [2, 7, 20, 50, 100, 200] {
+            let mut changed = initiation.clone();
+            changed[at] ^= 3;
+            let end = INITIATION_BYTES - MAC_BYTES;
+            let mac1 = mac::mac1(NETWORK, pair.b.x25519(), &changed[..end]);
+            changed[end..].copy_from_slice(&mac1);
+            let opened = open_initiation(&pair.b, NETWORK, &changed, &mut pair.rng);
+            assert_eq!(
+                opened.unwrap_err(),
+                HandshakeError::NotAuthentic,
+                "byte {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_forged_response_does_not_end_the_handshake() {
+        let mut pair = pair();
+        let (initiator, initiation) = pair.start(true);
+        let (response, at_b) = pair.respond(&initiation, &PSK, true);
+        let mut forged = response.clone();
+        forged[40] ^= 1;
+        let end = RESPONSE_BYTES - MAC_BYTES;
+        let mac1 = mac::mac1(NETWORK, pair.a.x25519(), &forged[..end]);
+        forged[end..].copy_from_slice(&mac1);
+
+        let (initiator, error) = initiator.handle_response(&forged).unwrap_err();
+        assert_eq!(error, HandshakeError::NotAuthentic);
+        let at_a = initiator.handle_response(&response).unwrap();
+        passes(&at_a, &at_b, 3);
+    }
+
+    #[test]
+    fn a_response_to_another_handshake_is_not_taken() {
+        let mut pair = pair();
+        let (_, first) = pair.start(true);
+        let (second_initiator, _) = pair.start(true);
+        let (response, _) = pair.respond(&first, &PSK, true);
+        assert_eq!(
+            second_initiator.handle_response(&response).unwrap_err().1,
+            HandshakeError::NotAuthentic
+        );
+    }
+
+    #[test]
+    fn the_right_noise_key_with_another_kem_key_gives_no_session() {
+        let mut pair = pair();
+        let mut mixed = pair.b.public();
+        mixed.kem = pair.a.public().kem;
+        let started = Initiator::start(
+            &pair.a,
+            &mixed,
+            NETWORK,
+            &PSK,
+            slot(1),
+            1000,
+            None,
+            true,
+            &mut pair.rng,
+        );
+        let (initiator, initiation) = started.unwrap();
+        let (response, _) = pair.respond(&initiation, &PSK, true);
+        assert_eq!(
+            initiator.handle_response(&response).unwrap_err().1,
+            HandshakeError::NotAuthentic
+        );
+    }
+
+    #[test]
+    fn a_peer_record_without_keys_is_refused() {
+        let mut pair = pair();
+        let nonsense = DataKeys {
+            x25519: [0; 32],
+            kem: vec![1; 10],
+        };
+        let started = Initiator::start(
+            &pair.a,
+            &nonsense,
+            NETWORK,
+            &PSK,
+            slot(1),
+            1,
+            None,
+            true,
+            &mut pair.rng,
+        );
+        assert_eq!(started.unwrap_err(), HandshakeError::InvalidPeerKeys);
+        let degenerate = DataKeys {
+            x25519: [0; 32],
+            kem: pair.b.public().kem,
+        };
+        let started = Initiator::start(
+            &pair.a,
+            &degenerate,
+            NETWORK,
+            &PSK,
+            slot(1),
+            1,
+            None,
+            true,
+            &mut pair.rng,
+        );
+        assert_eq!(started.unwrap_err(), HandshakeError::InvalidPeerKeys);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes() {
+        let run = || {
+            let mut pair = pair();
+            let (_, initiation) = pair.start(true);
+            let (response, _) = pair.respond(&initiation, &PSK, true);
+            (initiation, response)
+        };
+        assert_eq!(run(), run());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn any_bytes_are_refused_without_panic(mut bytes in proptest::collection::vec(any::<u8>(), INITIATION_BYTES), kind in 0x80u8..0x83, len in 0..INITIATION_BYTES) {
+            let mut pair = pair();
+            bytes[0] = kind;
+            bytes[1] = 1;
+            for message in [&bytes[..], &bytes[..len], &bytes[..RESPONSE_BYTES]] {
+                prop_assert!(open_initiation(&pair.b, NETWORK, message, &mut pair.rng).is_err());
+                let (initiator, _) = pair.start(true);
+                prop_assert!(initiator.handle_response(message).is_err());
+            }
+        }
+    }
+}

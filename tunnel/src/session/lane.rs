@@ -233,3 +233,129 @@ fn nonce(header: &DataHeader) -> Nonce {
     bytes[4..].copy_from_slice(&header.counter().to_be_bytes());
     Nonce::assume_unique_for_key(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ROOT: [u8; 32] = [9; 32];
+
+    fn slot() -> SessionSlot {
+        SessionSlot::from_low_bits(77)
+    }
+
+    fn sealed(lane: &mut SendLane, plaintext: &[u8]) -> Vec<u8> {
+        let mut buf = PacketBuf::new();
+        assert!(buf.fill(plaintext));
+        lane.seal(&mut buf).unwrap();
+        buf.payload().to_vec()
+    }
+
+    fn lanes(suite: Suite, lane: u8) -> (SendLane, RecvLane) {
+        (
+            SendLane::new(suite, &ROOT, slot(), lane),
+            RecvLane::new(suite, &ROOT, lane),
+        )
+    }
+
+    #[test]
+    fn a_datagram_is_opened_once() {
+        for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305] {
+            let (mut send, mut recv) = lanes(suite, 1);
+            let datagram = sealed(&mut send, b"hello");
+            assert_eq!(recv.open(&mut datagram.clone()).unwrap(), b"hello");
+            assert_eq!(
+                recv.open(&mut datagram.clone()),
+                Err(OpenError::Replayed(0))
+            );
+            assert_eq!(
+                recv.open(&mut sealed(&mut send, b"again")).unwrap(),
+                b"again"
+            );
+        }
+    }
+
+    #[test]
+    fn two_lanes_count_alone_and_never_open_each_others_datagrams() {
+        let (mut send_1, mut recv_1) = lanes(Suite::Aes256Gcm, 1);
+        let (mut send_2, mut recv_2) = lanes(Suite::Aes256Gcm, 2);
+        let (in_1, in_2) = (sealed(&mut send_1, b"one"), sealed(&mut send_2, b"two"));
+        assert_ne!(in_1[DATA_HEADER_BYTES..], in_2[DATA_HEADER_BYTES..]);
+        assert_eq!(recv_2.open(&mut in_1.clone()), Err(OpenError::Malformed));
+        assert_eq!(recv_1.open(&mut in_1.clone()).unwrap(), b"one");
+        assert_eq!(recv_2.open(&mut in_2.clone()).unwrap(), b"two");
+        let mut relabelled = in_1;
+        relabelled[1] = 2;
+        relabelled[7] = relabelled[7] & 0xf0 | 2;
+        assert!(recv_2.open(&mut relabelled).is_err());
+    }
+
+    #[test]
+    fn a_forged_datagram_does_not_use_its_counter_up() {
+        let (mut send, mut recv) = lanes(Suite::Aes256Gcm, 1);
+        let datagram = sealed(&mut send, b"hello");
+        for at in [2, 15, 16, datagram.len() - 1] {
+            let mut forged = datagram.clone();
+            forged[at] ^= 1;
+            assert!(recv.open(&mut forged).is_err(), "byte {at}");
+        }
+        assert_eq!(recv.open(&mut datagram.clone()).unwrap(), b"hello");
+    }
+
+    #[test]
+    fn the_key_ratchets_by_count_and_overtaken_datagrams_still_open() {
+        let (mut send, mut recv) = lanes(Suite::Aes256Gcm, 1);
+        let first = sealed(&mut send, b"first");
+        send.counter = DATAGRAMS_PER_KEY - 1;
+        let last = sealed(&mut send, b"last of the old key");
+        let next = sealed(&mut send, b"first of the new key");
+        assert_eq!(
+            (last[2], next[2], send.sealed_count()),
+            (0, 1, DATAGRAMS_PER_KEY + 1)
+        );
+        assert_eq!(recv.open(&mut first.clone()).unwrap(), b"first");
+        assert_eq!(
+            recv.open(&mut next.clone()).unwrap(),
+            b"first of the new key"
+        );
+        assert_eq!(
+            recv.open(&mut last.clone()).unwrap(),
+            b"last of the old key"
+        );
+        assert_eq!(recv.open(&mut next.clone()), Err(OpenError::Replayed(0)));
+        assert_eq!(recv.open(&mut first.clone()), Err(OpenError::Replayed(0)));
+    }
+
+    #[test]
+    fn a_lane_without_keys_left_seals_no_more() {
+        let (mut send, _) = lanes(Suite::Aes256Gcm, 1);
+        assert!(!send.wants_renewal());
+        (send.phase, send.counter) = (u8::MAX, DATAGRAMS_PER_KEY);
+        let mut buf = PacketBuf::new();
+        assert!(send.wants_renewal());
+        assert_eq!(send.seal(&mut buf), Err(SealError));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_sealed_opens_and_any_changed_byte_is_noticed(plaintext in proptest::collection::vec(any::<u8>(), 0..2000), at: proptest::sample::Index, bit in 0u8..8) {
+            let (mut send, mut recv) = lanes(Suite::Aes256Gcm, 4);
+            let mut datagram = sealed(&mut send, &plaintext);
+            let mut forged = datagram.clone();
+            forged[at.index(datagram.len())] ^= 1 << bit;
+            prop_assert!(recv.open(&mut forged).is_err());
+            prop_assert_eq!(&*recv.open(&mut datagram).unwrap(), &plaintext[..]);
+        }
+
+        #[test]
+        fn any_bytes_are_refused_without_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let (_, mut recv) = lanes(Suite::Aes256Gcm, 0);
+            if let [kind, lane, phase, reserved, ..] = bytes.as_mut_slice() {
+                (*kind, *lane, *reserved) = (crate::wire::datagram::DATA, 0, 0);
+                *phase %= 3;
+            }
+            prop_assert!(recv.open(&mut bytes).is_err());
+        }
+    }
+}

@@ -69,7 +69,7 @@ impl CryptoResolver for SeededResolver {
     }
 
     fn resolve_dh(&self, choice: &DHChoice) -> Option<Box<dyn Dh>> {
-        self.standard.resolve_dh(choice)
+        Some(Box::new(ContributoryDh(self.standard.resolve_dh(choice)?)))
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
@@ -87,5 +87,56 @@ impl Random for SeededRandom {
     fn try_fill_bytes(&mut self, dest: &mut [u8]) -> Result<(), snow::Error> {
         self.0.fill_bytes(dest);
         Ok(())
+    }
+}
+
+/// X25519 that refuses to agree on nothing: `snow` lets a key of small order pass, which makes the secret all zeros
+/// whatever our own key is (RFC 7748 §6.1).
+struct ContributoryDh(Box<dyn Dh>);
+
+impl Dh for ContributoryDh {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn pub_len(&self) -> usize {
+        self.0.pub_len()
+    }
+
+    fn priv_len(&self) -> usize {
+        self.0.priv_len()
+    }
+
+    fn set(&mut self, privkey: &[u8]) {
+        self.0.set(privkey);
+    }
+
+    fn generate(&mut self, rng: &mut dyn Random) -> Result<(), snow::Error> {
+        self.0.generate(rng)
+    }
+
+    fn pubkey(&self) -> &[u8] {
+        self.0.pubkey()
+    }
+
+    fn privkey(&self) -> &[u8] {
+        self.0.privkey()
+    }
+
+    fn dh(&self, pubkey: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
+        self.0.dh(pubkey, out)?;
+        let gathered = out
+            .iter()
+            .take(self.dh_len())
+            .fold(0, |all, byte| all | byte);
+        if gathered == 0 {
+            Err(snow::Error::Dh)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn dh_len(&self) -> usize {
+        self.0.dh_len()
     }
 }

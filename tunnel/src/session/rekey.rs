@@ -61,6 +61,7 @@ impl Rekey {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
 
