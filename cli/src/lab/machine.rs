@@ -200,12 +200,17 @@ impl Machine {
 
     /// `program`, to be run inside with the machine's own environment and no input.
     pub fn command(&self, program: &str) -> Command {
+        self.command_in(None, program)
+    }
+
+    /// As [`Machine::command`], begun in a directory of the real file system; else in the machine's root.
+    fn command_in(&self, directory: Option<&Path>, program: &str) -> Command {
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--target={}", self.init.as_raw_nonzero()))
-            .args([
-                "--mount", "--uts", "--ipc", "--net", "--pid", "--wd=/", "--", program,
-            ])
+            .args(["--mount", "--uts", "--ipc", "--net", "--pid"])
+            .args(directory.map(|directory| format!("--wd={}", directory.display())))
+            .args(["--", program])
             .env_clear()
             .env("PATH", PATH)
             .env("HOME", "/root")
@@ -277,8 +282,18 @@ impl Machine {
 
     /// Starts a program that goes on running. Its output goes to a log named after `label`.
     pub fn spawn(&self, label: &str, argv: &[&str]) -> Result<Process> {
+        self.spawn_in(None, label, argv)
+    }
+
+    /// As [`Machine::spawn`], begun in a directory of the real file system, which the program reaches by
+    /// relative paths: a way to hand a machine a file too large for its memory.
+    pub fn spawn_at(&self, label: &str, directory: &Path, argv: &[&str]) -> Result<Process> {
+        self.spawn_in(Some(directory), label, argv)
+    }
+
+    fn spawn_in(&self, directory: Option<&Path>, label: &str, argv: &[&str]) -> Result<Process> {
         let (program, arguments) = argv.split_first().context("a program to start")?;
-        let mut command = self.command(program);
+        let mut command = self.command_in(directory, program);
         command.args(arguments);
         let log = self
             .lab_directory
