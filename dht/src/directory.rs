@@ -1,13 +1,14 @@
 //! What is known of a network's members: their certificates and newest records, and from these who has which address
 //! and name. Only verified input gets in; conflicting claims go by the certificates' generations.
 
-use crate::lease::LeaseCert;
+use crate::lease::{LeaseCert, Subject};
 use crate::membership::MembershipCert;
 use crate::message::{ROSTER_PAGE, RosterPage};
 use crate::network::Network;
 use crate::record::{Guest, NodeRecord};
 use crate::signed::Verified;
-use overlay_types::{Binding, DhcpMode, Location, Name, PeerId};
+use overlay_types::{Binding, DhcpMode, Location, MacAddr, Name, PeerId};
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -25,8 +26,6 @@ pub struct DirectoryCounters {
     pub refused: u64,
     /// Dropped because [`MEMBERS_MAX`] are known.
     pub full: u64,
-    /// Addresses and names that two members claim.
-    pub conflicts: u64,
 }
 
 /// Why something is not taken.
@@ -73,11 +72,41 @@ pub struct Found {
     /// The node that has it, or that the guest is behind.
     pub peer: PeerId,
     /// The address.
-    pub address: Option<IpAddr>,
+    pub address: IpAddr,
+    /// The station.
+    pub mac: MacAddr,
     /// The name.
     pub name: Option<Name>,
     /// The guest, where it is one.
     pub guest: Option<Guest>,
+}
+
+/// One address of one station, as a record says.
+#[derive(Clone)]
+struct Claim<'a> {
+    ip: IpAddr,
+    mac: MacAddr,
+    name: Option<&'a Name>,
+    generation: u64,
+    guest: Option<&'a Guest>,
+    record: &'a NodeRecord,
+}
+
+impl Claim<'_> {
+    /// The higher generation refutes the lower; where nothing is leased, the last word counts.
+    const fn strength(&self) -> (u64, u64, PeerId) {
+        (self.generation, self.record.seq, self.record.peer)
+    }
+
+    fn found(self) -> Found {
+        Found {
+            peer: self.record.peer,
+            address: self.ip,
+            mac: self.mac,
+            name: self.name.cloned(),
+            guest: self.guest.cloned(),
+        }
+    }
 }
 
 impl Directory {
@@ -88,7 +117,6 @@ impl Directory {
             records_old: 0,
             refused: 0,
             full: 0,
-            conflicts: 0,
         };
         Self {
             me,
@@ -276,28 +304,132 @@ impl Directory {
         }
     }
 
-    /// The lease of `peer` by which its own host has an address.
+    /// The address of the node `peer` itself.
     pub fn address_of(&self, peer: PeerId, unix: u64) -> Option<Ipv4Addr> {
-        let _ = (peer, unix);
-        None
+        let record = self.get(peer)?;
+        let own = |cert: &&LeaseCert| cert.mac == Some(peer.host_mac()) && cert.is_usable_at(unix);
+        record
+            .leases
+            .iter()
+            .filter(own)
+            .find_map(|cert| match cert.subject {
+                Subject::Address(address) => Some(address),
+                Subject::Block(_) => None,
+            })
     }
 
-    /// Where every known station of other nodes is.
+    /// Where every known station of other nodes is; of two claims to one address the better one.
     pub fn bindings(&self, unix: u64) -> Vec<Binding> {
-        let _ = (unix, Location::Peer(self.me), DhcpMode::Overlay);
-        Vec::new()
+        let mut best: BTreeMap<IpAddr, Claim<'_>> = BTreeMap::new();
+        for claim in self.claims(unix) {
+            let held = best.entry(claim.ip).or_insert_with(|| claim.clone());
+            if claim.strength() > held.strength() {
+                *held = claim;
+            }
+        }
+        let others = best
+            .into_values()
+            .filter(|claim| claim.record.peer != self.me);
+        others
+            .map(|claim| Binding {
+                ip: claim.ip,
+                mac: claim.mac,
+                location: Location::Peer(claim.record.peer),
+            })
+            .collect()
     }
 
     /// Who has `address`.
     pub fn by_address(&self, address: IpAddr, unix: u64) -> Option<Found> {
-        let _ = (address, unix);
-        None
+        self.claims(unix)
+            .filter(|claim| claim.ip == address)
+            .max_by_key(Claim::strength)
+            .map(Claim::found)
     }
 
-    /// Who has `name`, node or guest; nodes come first.
+    /// Who has `name`: a node before a guest, an IPv4 address before an IPv6 one.
     pub fn by_name(&self, name: &Name, unix: u64) -> Option<Found> {
-        let _ = (name, unix);
-        None
+        let rank = |claim: &Claim<'_>| {
+            (
+                claim.guest.is_none(),
+                claim.ip.is_ipv4(),
+                claim.generation,
+                Reverse(claim.record.peer),
+            )
+        };
+        self.claims(unix)
+            .filter(|claim| claim.name == Some(name))
+            .max_by_key(rank)
+            .map(Claim::found)
+    }
+
+    /// Everything that the records claim and their certificates bear out.
+    fn claims(&self, unix: u64) -> impl Iterator<Item = Claim<'_>> {
+        let records = self
+            .members
+            .values()
+            .filter_map(|member| member.record.as_ref());
+        records.flat_map(move |record| {
+            let peer = record.peer;
+            let own6 = Claim {
+                ip: peer.address6(self.network.id()).into(),
+                mac: peer.host_mac(),
+                name: Some(&record.membership.name),
+                generation: u64::MAX, // from its key: nobody else's
+                guest: None,
+                record,
+            };
+            let usable = move |cert: &&LeaseCert| cert.is_usable_at(unix);
+            let leased = record.leases.iter().filter(usable).filter_map(move |cert| {
+                match (cert.subject, cert.mac) {
+                    (Subject::Address(address), Some(mac)) => Some(Claim {
+                        ip: address.into(),
+                        mac,
+                        name: cert.name.as_ref(),
+                        generation: cert.generation,
+                        guest: None,
+                        record,
+                    }),
+                    _ => None,
+                }
+            });
+            let guests = record.guests.iter().filter_map(move |guest| {
+                let generation = self.right_to(record, guest, unix)?;
+                let (ip, mac, name) = (guest.ip.to_canonical(), guest.mac, guest.name.as_ref());
+                Some(Claim {
+                    ip,
+                    mac,
+                    name,
+                    generation,
+                    guest: Some(guest),
+                    record,
+                })
+            });
+            std::iter::once(own6).chain(leased).chain(guests)
+        })
+    }
+
+    /// The generation of the lease that lets `guest` have its address; 0 where addresses are not leased by us.
+    fn right_to(&self, record: &NodeRecord, guest: &Guest, unix: u64) -> Option<u64> {
+        if !guest.mac.is_station() {
+            return None;
+        }
+        match guest.ip.to_canonical() {
+            IpAddr::V6(ip) => (ip.octets()[..8] == self.network.id().ula_prefix()).then_some(0),
+            IpAddr::V4(ip) => {
+                let covers = |cert: &&LeaseCert| {
+                    cert.is_usable_at(unix)
+                        && cert.subject.covers(ip)
+                        && cert.mac.is_none_or(|mac| mac == guest.mac)
+                };
+                let leased = record
+                    .leases
+                    .iter()
+                    .find(covers)
+                    .map(|cert| cert.generation);
+                leased.or_else(|| (self.network.document().dhcp != DhcpMode::Overlay).then_some(0))
+            }
+        }
     }
 
     /// What became of what was offered.
