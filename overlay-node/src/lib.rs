@@ -7,4 +7,5 @@ pub mod dns;
 pub mod host;
 pub mod lan;
 pub mod mdns;
+pub mod node;
 pub mod state;
