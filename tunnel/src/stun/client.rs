@@ -1,0 +1,414 @@
+//! Asks STUN servers from the data port: where they see us, and once per network what the NAT does.
+//!
+//! The filtering test must come before anything is sent to the server's other address, or the NAT would let its answers
+//! in for that reason. So: plain question ──▶ "answer from your other socket" ──▶ question to the other socket.
+
+use super::codec::{Change, Reply, Transaction, decode_reply, encode_request};
+use super::{NatBehaviour, NatRule, StunEvent};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Servers asked; two on different hosts show all there is to see.
+const SERVERS_MAX: usize = 8;
+
+/// First wait for an answer, doubled by each try, and the tries (RFC 8489 §6.2.1 with fewer of them: 7.5 s in all).
+const ANSWER_WAIT: Duration = Duration::from_millis(500);
+const TRIES_MAX: u32 = 4;
+
+/// The first server that answered is asked this often, which keeps the NAT's mapping and notices a new one.
+const KEEP_EVERY: Duration = Duration::from_secs(25);
+
+/// The other servers, and those that did not answer.
+const ASK_EVERY: Duration = Duration::from_secs(300);
+const RETRY_EVERY: Duration = Duration::from_secs(30);
+
+const EVENTS_MAX: usize = 4 * SERVERS_MAX;
+
+/// Asks STUN servers from the data port, for the whole node.
+#[derive(Debug)]
+pub struct StunClient {
+    rng: ChaCha20Rng,
+    servers: Vec<Server>,
+    host: Vec<SocketAddr>,
+    questions: BTreeMap<Transaction, Question>,
+    test: Test,
+    filtering: NatRule,
+    /// Whether the tested server saw another port of ours from its other port.
+    port_dependent: Option<bool>,
+    behaviour: NatBehaviour,
+    transmits: VecDeque<(SocketAddr, Vec<u8>)>,
+    events: VecDeque<StunEvent>,
+}
+
+#[derive(Debug)]
+struct Server {
+    addr: SocketAddr,
+    reflexive: Option<SocketAddr>,
+    next_at: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Aim {
+    /// Where are we?
+    Plain,
+    /// Does an answer from the server's other address reach us?
+    Filtering { other: SocketAddr },
+    /// Where are we, seen from the server's other port?
+    Mapping { main: SocketAddr },
+}
+
+#[derive(Debug)]
+struct Question {
+    to: SocketAddr,
+    aim: Aim,
+    tries: u32,
+    next_at: Instant,
+}
+
+/// Waiting ──first answer──▶ running ──filtering, then mapping──▶ done ──other network──▶ waiting
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Test {
+    Waiting,
+    Running,
+    Done,
+}
+
+impl StunClient {
+    /// A client with nobody to ask.
+    pub fn new(rng_seed: u64, _now: Instant) -> Self {
+        Self {
+            rng: ChaCha20Rng::seed_from_u64(rng_seed),
+            servers: Vec::new(),
+            host: Vec::new(),
+            questions: BTreeMap::new(),
+            test: Test::Waiting,
+            filtering: NatRule::Unknown,
+            port_dependent: None,
+            behaviour: NatBehaviour::default(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Whom to ask: fabric nodes, and any RFC 8489 server.
+    pub fn set_servers(&mut self, servers: &[SocketAddr], now: Instant) {
+        let mut before = std::mem::take(&mut self.servers);
+        for &addr in servers {
+            if self.servers.len() == SERVERS_MAX || self.servers.iter().any(|s| s.addr == addr) {
+                continue;
+            }
+            let known = before
+                .iter()
+                .position(|s| s.addr == addr)
+                .map(|at| before.swap_remove(at));
+            self.servers.push(known.unwrap_or(Server {
+                addr,
+                reflexive: None,
+                next_at: now,
+            }));
+        }
+        let addrs: Vec<_> = self.servers.iter().map(|s| s.addr).collect();
+        self.questions
+            .retain(|_, q| q.aim != Aim::Plain || addrs.contains(&q.to));
+        for gone in before.into_iter().filter_map(|s| s.reflexive) {
+            self.note_gone(gone);
+        }
+        self.judge();
+        self.handle_timeout(now);
+    }
+
+    /// Our own interfaces' addresses with the data port, to recognise that there is no NAT.
+    pub fn set_host_candidates(&mut self, host: &[SocketAddr], now: Instant) {
+        if self.host != host {
+            self.host = host.to_vec();
+            self.forget_test();
+            self.judge();
+            self.refresh(now);
+        }
+    }
+
+    /// Ask again soon: the network changed, or a path broke.
+    pub fn refresh(&mut self, now: Instant) {
+        self.servers.iter_mut().for_each(|s| s.next_at = now);
+        self.handle_timeout(now);
+    }
+
+    /// A STUN datagram arrived on the data port.
+    pub fn handle_response(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
+        let Some(reply) = decode_reply(bytes) else {
+            return;
+        };
+        let Some(question) = self.questions.get(&reply.transaction) else {
+            return;
+        };
+        let (to, aim) = (question.to, question.aim);
+        let is_expected = from == to || matches!(aim, Aim::Filtering { other } if other == from);
+        if !is_expected {
+            return;
+        }
+        self.questions.remove(&reply.transaction);
+        match aim {
+            Aim::Plain => self.handle_plain(to, &reply, now),
+            Aim::Filtering { other } => {
+                self.filtering = match (from == other, other.ip() == to.ip()) {
+                    (false, _) => NatRule::Unknown, // refused, or it does not know the attribute
+                    // Another port of an address that we had sent to: no stricter than this.
+                    (true, true) => NatRule::AddressDependent,
+                    (true, false) => NatRule::EndpointIndependent,
+                };
+                self.ask(other, Aim::Mapping { main: to }, now);
+            }
+            Aim::Mapping { main } => {
+                let seen_by_main = self
+                    .servers
+                    .iter()
+                    .find(|s| s.addr == main)
+                    .and_then(|s| s.reflexive);
+                // A second IP address that sees another port proves less: it may be the address that matters.
+                self.port_dependent = (seen_by_main.is_some() && reply.mapped.is_some())
+                    .then(|| seen_by_main != reply.mapped);
+                self.test = Test::Done;
+            }
+        }
+        self.judge();
+        self.handle_timeout(now);
+    }
+
+    /// Time passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        for at in 0..self.servers.len() {
+            let addr = self.servers[at].addr;
+            let is_asked = self
+                .questions
+                .values()
+                .any(|q| q.to == addr && q.aim == Aim::Plain);
+            if self.servers[at].next_at <= now {
+                self.servers[at].next_at = now + RETRY_EVERY; // an answer sets it anew
+                if !is_asked {
+                    self.ask(addr, Aim::Plain, now);
+                }
+            }
+        }
+        let due: Vec<_> = self
+            .questions
+            .iter()
+            .filter(|(_, q)| q.next_at <= now)
+            .map(|(t, _)| *t)
+            .collect();
+        for transaction in due {
+            let question = self.questions.get_mut(&transaction).expect("listed above");
+            if question.tries < TRIES_MAX {
+                question.next_at = now + ANSWER_WAIT * (1 << question.tries);
+                question.tries += 1;
+                let bytes = encode_request(transaction, change_of(question));
+                self.transmits.push_back((question.to, bytes));
+            } else {
+                let question = self.questions.remove(&transaction).expect("listed above");
+                self.handle_silence(&question, now);
+            }
+        }
+        while self.transmits.len() > 4 * SERVERS_MAX {
+            self.transmits.pop_front(); // only if nobody takes them; each is repeated anyway
+        }
+    }
+
+    /// When to be called again, and what for.
+    pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
+        let servers = self.servers.iter().map(|s| s.next_at);
+        servers
+            .chain(self.questions.values().map(|q| q.next_at))
+            .min()
+            .map(|at| (at, "ask STUN servers"))
+    }
+
+    /// What to send next.
+    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        self.transmits.pop_front()
+    }
+
+    /// What happened.
+    pub fn poll_event(&mut self) -> Option<StunEvent> {
+        self.events.pop_front()
+    }
+
+    /// Every address at which servers see us, one that is a host candidate excepted.
+    pub fn reflexive(&self) -> Vec<SocketAddr> {
+        let mut seen: Vec<_> = self.servers.iter().filter_map(|s| s.reflexive).collect();
+        seen.retain(|addr| !self.host.contains(addr));
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    }
+
+    /// What is known of the NAT.
+    pub fn behaviour(&self) -> NatBehaviour {
+        self.behaviour
+    }
+
+    fn ask(&mut self, to: SocketAddr, aim: Aim, now: Instant) {
+        let transaction: Transaction = self.rng.random();
+        self.questions.insert(
+            transaction,
+            Question {
+                to,
+                aim,
+                tries: 0,
+                next_at: now,
+            },
+        );
+    }
+
+    fn handle_plain(&mut self, to: SocketAddr, reply: &Reply, now: Instant) {
+        let is_keeper = self
+            .servers
+            .iter()
+            .find(|s| s.reflexive.is_some())
+            .is_none_or(|s| s.addr == to);
+        let Some(server) = self.servers.iter_mut().find(|s| s.addr == to) else {
+            return;
+        };
+        server.next_at = now + if is_keeper { KEEP_EVERY } else { ASK_EVERY };
+        let Some(mapped) = reply.mapped else { return };
+        let before = server.reflexive.replace(mapped);
+        if before != Some(mapped) {
+            let is_news = self
+                .servers
+                .iter()
+                .filter(|s| s.reflexive == Some(mapped))
+                .count()
+                == 1;
+            if is_news {
+                self.push_event(StunEvent::Reflexive(mapped));
+            }
+            if before.is_some() && is_keeper {
+                // The mapping that is kept alive moved, so what the others saw is history.
+                for server in self.servers.iter_mut().filter(|s| s.addr != to) {
+                    (server.reflexive, server.next_at) = (None, now);
+                }
+            }
+            if let Some(gone) = before {
+                self.note_gone(gone);
+            }
+            if before.is_some_and(|b| b.ip() != mapped.ip()) {
+                self.forget_test(); // another network, so perhaps another NAT
+            }
+        }
+        if let Some(mut other) = reply.other.filter(|_| self.test == Test::Waiting) {
+            if other.ip().is_unspecified() {
+                other.set_ip(to.ip());
+            }
+            self.test = Test::Running;
+            self.ask(to, Aim::Filtering { other }, now);
+        }
+    }
+
+    fn handle_silence(&mut self, question: &Question, now: Instant) {
+        match question.aim {
+            Aim::Plain => {
+                if let Some(server) = self.servers.iter_mut().find(|s| s.addr == question.to) {
+                    server.next_at = now + RETRY_EVERY;
+                    if let Some(gone) = server.reflexive.take() {
+                        self.note_gone(gone);
+                    }
+                }
+            }
+            Aim::Filtering { other } => {
+                self.filtering = NatRule::AddressAndPortDependent;
+                self.ask(other, Aim::Mapping { main: question.to }, now);
+            }
+            Aim::Mapping { .. } => self.test = Test::Done,
+        }
+        self.judge();
+    }
+
+    /// Puts together what the answers say.
+    fn judge(&mut self) {
+        let behaviour = self.behaviour_now();
+        if behaviour != self.behaviour {
+            self.behaviour = behaviour;
+            self.push_event(StunEvent::Behaviour(behaviour));
+        }
+    }
+
+    fn behaviour_now(&self) -> NatBehaviour {
+        // NATs are IPv4's; with IPv6 alone, what is seen there counts.
+        let is_v4 = self
+            .servers
+            .iter()
+            .any(|s| s.addr.is_ipv4() && s.reflexive.is_some());
+        let seen = self.servers.iter().filter(|s| s.addr.is_ipv4() == is_v4);
+        let seen: Vec<_> = seen
+            .filter_map(|s| s.reflexive.map(|r| (s.addr, r)))
+            .collect();
+        let Some(&(first_server, first)) = seen.first() else {
+            return NatBehaviour::default();
+        };
+        if seen
+            .iter()
+            .all(|(_, reflexive)| self.host.contains(reflexive))
+        {
+            // Without a NAT there may still be a firewall that filters.
+            let filtering = match self.filtering {
+                NatRule::AddressAndPortDependent => NatRule::AddressAndPortDependent,
+                _ => NatRule::None,
+            };
+            return NatBehaviour {
+                mapping: NatRule::None,
+                filtering,
+            };
+        }
+        let other_host = seen
+            .iter()
+            .find(|(server, _)| server.ip() != first_server.ip());
+        let same_host_differs = seen
+            .iter()
+            .any(|(server, r)| server.ip() == first_server.ip() && *r != first);
+        let mapping = match (self.port_dependent, other_host.map(|(_, r)| *r != first)) {
+            _ if same_host_differs => NatRule::AddressAndPortDependent,
+            (Some(true), _) => NatRule::AddressAndPortDependent,
+            (Some(false), Some(true)) => NatRule::AddressDependent,
+            (None, Some(true)) => NatRule::AddressAndPortDependent, // far more common than the other
+            (_, Some(false)) => NatRule::EndpointIndependent,
+            // One host to compare with: a mapping by address alone would look the same, but few NATs do that.
+            (Some(false), None) => NatRule::EndpointIndependent,
+            (None, None) => NatRule::Unknown,
+        };
+        NatBehaviour {
+            mapping,
+            filtering: self.filtering,
+        }
+    }
+
+    fn forget_test(&mut self) {
+        self.test = Test::Waiting;
+        self.filtering = NatRule::Unknown;
+        self.port_dependent = None;
+        self.questions.retain(|_, q| q.aim == Aim::Plain);
+    }
+
+    fn note_gone(&mut self, addr: SocketAddr) {
+        if !self.servers.iter().any(|s| s.reflexive == Some(addr)) {
+            self.push_event(StunEvent::ReflexiveGone(addr));
+        }
+    }
+
+    fn push_event(&mut self, event: StunEvent) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front(); // `reflexive` and `behaviour` say where things stand
+        }
+        self.events.push_back(event);
+    }
+}
+
+fn change_of(question: &Question) -> Change {
+    match question.aim {
+        Aim::Filtering { other } => Change {
+            ip: other.ip() != question.to.ip(),
+            port: true,
+        },
+        Aim::Plain | Aim::Mapping { .. } => Change::default(),
+    }
+}

@@ -1,0 +1,252 @@
+//! A client before every kind of NAT, and servers that behave, are silent, or lie.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+const INSIDE: &str = "10.0.0.2:7000";
+const A: &str = "198.51.100.1:3478";
+const A_OTHER: &str = "198.51.100.1:3479";
+const B: &str = "198.51.100.2:3478";
+const B_OTHER: &str = "198.51.100.2:3479";
+const A_OTHER_IP: &str = "198.51.100.7:3479";
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// A NAT of the given rules, with the servers behind it in the world.
+struct World {
+    client: StunClient,
+    now: Instant,
+    mapping: NatRule,
+    filtering: NatRule,
+    ports: BTreeMap<String, u16>,
+    sent_to: Vec<SocketAddr>,
+    silent: Vec<SocketAddr>,
+    sent: usize,
+    first_port: u16,
+    other_of_a: &'static str,
+}
+
+impl World {
+    fn new(mapping: NatRule, filtering: NatRule) -> Self {
+        let now = Instant::now();
+        let mut client = StunClient::new(1, now);
+        client.set_host_candidates(&[addr(INSIDE)], now);
+        let (ports, sent_to, silent) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Self {
+            client,
+            now,
+            mapping,
+            filtering,
+            ports,
+            sent_to,
+            silent,
+            sent: 0,
+            first_port: 40_000,
+            other_of_a: A_OTHER,
+        }
+    }
+
+    fn mapped(&mut self, to: SocketAddr) -> SocketAddr {
+        let key = match self.mapping {
+            NatRule::None => return addr(INSIDE),
+            NatRule::AddressDependent => to.ip().to_string(),
+            NatRule::AddressAndPortDependent => to.to_string(),
+            _ => String::new(),
+        };
+        let next = self.first_port + self.ports.len() as u16;
+        ([203, 0, 113, 1], *self.ports.entry(key).or_insert(next)).into()
+    }
+
+    fn lets_in(&self, from: SocketAddr) -> bool {
+        match self.filtering {
+            NatRule::AddressDependent => self.sent_to.iter().any(|to| to.ip() == from.ip()),
+            NatRule::AddressAndPortDependent => self.sent_to.contains(&from),
+            _ => true,
+        }
+    }
+
+    fn flush(&mut self) {
+        while let Some((to, bytes)) = self.client.poll_transmit() {
+            self.sent += 1;
+            self.sent_to.push(to);
+            let source = self.mapped(to);
+            let other = [
+                (A, self.other_of_a),
+                (self.other_of_a, A),
+                (B, B_OTHER),
+                (B_OTHER, B),
+            ]
+            .into_iter()
+            .find(|(at, _)| addr(at) == to);
+            let Some((_, other)) = other.filter(|_| !self.silent.contains(&to)) else {
+                continue;
+            };
+            let answer = server_answer(&bytes, source, to, addr(other)).unwrap();
+            let from = if answer.from_other { addr(other) } else { to };
+            if self.lets_in(from) {
+                self.client.handle_response(from, &answer.bytes, self.now);
+            }
+        }
+    }
+
+    fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        self.flush();
+        while let Some((at, _)) = self.client.poll_timeout().filter(|(at, _)| *at <= end) {
+            self.now = self.now.max(at);
+            self.client.handle_timeout(self.now);
+            self.flush();
+        }
+        self.now = end;
+    }
+
+    fn learn(mut self, servers: &[&str]) -> Self {
+        self.client.set_servers(
+            &servers.iter().map(|s| addr(s)).collect::<Vec<_>>(),
+            self.now,
+        );
+        self.run(Duration::from_secs(20));
+        self
+    }
+
+    fn behaviour(&self) -> (NatRule, NatRule) {
+        (
+            self.client.behaviour().mapping,
+            self.client.behaviour().filtering,
+        )
+    }
+}
+
+#[test]
+fn every_nat_of_rfc_4787_is_told_by_two_servers() {
+    use NatRule::{
+        AddressAndPortDependent as Apd, AddressDependent as Ad, EndpointIndependent as Ei,
+        None as No,
+    };
+    // The servers' other sockets differ in the port alone, so filtering that is laxer than by address cannot be seen.
+    for (mapping, filtering, told) in [
+        (Ei, Apd, (Ei, Apd)),
+        (Ei, Ad, (Ei, Ad)),
+        (Ei, Ei, (Ei, Ad)),
+        (Ad, Apd, (Ad, Apd)),
+        (Apd, Apd, (Apd, Apd)),
+        (No, No, (No, No)),
+        (No, Apd, (No, Apd)),
+    ] {
+        let world = World::new(mapping, filtering).learn(&[A, B]);
+        assert_eq!(world.behaviour(), told, "{mapping:?} {filtering:?}");
+    }
+}
+
+#[test]
+fn a_server_with_two_addresses_tells_open_filtering_apart() {
+    let mut world = World::new(NatRule::EndpointIndependent, NatRule::EndpointIndependent);
+    world.other_of_a = A_OTHER_IP;
+    assert_eq!(
+        world.learn(&[A]).behaviour(),
+        (NatRule::EndpointIndependent, NatRule::EndpointIndependent)
+    );
+}
+
+#[test]
+fn a_symmetric_nat_is_told_by_one_server() {
+    let world = World::new(
+        NatRule::AddressAndPortDependent,
+        NatRule::AddressAndPortDependent,
+    )
+    .learn(&[A]);
+    assert_eq!(world.behaviour().0, NatRule::AddressAndPortDependent);
+}
+
+#[test]
+fn reflexive_addresses_come_once_and_change_with_the_nat() {
+    let mut world = World::new(
+        NatRule::EndpointIndependent,
+        NatRule::AddressAndPortDependent,
+    )
+    .learn(&[A, B]);
+    let mut reflexive = Vec::new();
+    while let Some(event) = world.client.poll_event() {
+        reflexive.extend(matches!(event, StunEvent::Reflexive(_)).then_some(event));
+    }
+    assert_eq!(reflexive, [StunEvent::Reflexive(addr("203.0.113.1:40000"))]);
+
+    (world.ports, world.first_port) = (BTreeMap::new(), 50_000);
+    world.run(Duration::from_secs(30));
+    assert_eq!(world.client.reflexive(), [addr("203.0.113.1:50000")]);
+    assert_eq!(
+        world.client.poll_event(),
+        Some(StunEvent::Reflexive(addr("203.0.113.1:50000")))
+    );
+    assert_eq!(
+        world.client.poll_event(),
+        Some(StunEvent::ReflexiveGone(addr("203.0.113.1:40000")))
+    );
+}
+
+#[test]
+fn without_a_nat_there_is_no_reflexive_candidate() {
+    let world = World::new(NatRule::None, NatRule::None).learn(&[A, B]);
+    assert_eq!(world.client.reflexive(), []);
+}
+
+#[test]
+fn a_silent_server_is_asked_seldom_and_does_not_hold_the_others_up() {
+    let mut world = World::new(
+        NatRule::EndpointIndependent,
+        NatRule::AddressAndPortDependent,
+    );
+    world.silent = vec![addr(B)];
+    let mut world = world.learn(&[B, A]);
+    assert_eq!(world.client.reflexive(), [addr("203.0.113.1:40000")]);
+    let before = world.sent;
+    world.run(Duration::from_secs(600));
+    assert!(
+        world.sent - before < 110,
+        "{} datagrams in ten minutes",
+        world.sent - before
+    );
+}
+
+#[test]
+fn an_idle_client_asks_one_server_every_25_seconds() {
+    let mut world = World::new(
+        NatRule::EndpointIndependent,
+        NatRule::AddressAndPortDependent,
+    )
+    .learn(&[A, B]);
+    let before = world.sent;
+    world.run(Duration::from_secs(600));
+    assert!(
+        (24..=30).contains(&(world.sent - before)),
+        "{}",
+        world.sent - before
+    );
+}
+
+#[test]
+fn an_answer_from_elsewhere_is_not_believed() {
+    let now = Instant::now();
+    let mut client = StunClient::new(1, now);
+    client.set_servers(&[addr(A)], now);
+    let (to, request) = client.poll_transmit().unwrap();
+    let lie = server_answer(&request, addr("192.0.2.66:66"), to, addr(A_OTHER)).unwrap();
+    client.handle_response(addr(B), &lie.bytes, now);
+    assert_eq!((client.reflexive(), client.poll_event()), (vec![], None));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_from_a_server_are_harmless(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let now = Instant::now();
+        let mut client = StunClient::new(1, now);
+        client.set_servers(&[addr(A)], now);
+        client.handle_response(addr(A), &bytes, now);
+        server_answer(&bytes, addr(B), addr(A), addr(A_OTHER));
+        prop_assert_eq!(client.poll_event(), None);
+    }
+}
