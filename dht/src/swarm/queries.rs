@@ -1,34 +1,39 @@
-//! Slot reads and writes that are under way in the DHT. It decides what to ask Kademlia next and when to stop waiting;
-//! [`super::task`] owns the swarm and passes it in.
+//! Slot reads and writes that are under way in the DHT: what to ask Kademlia next, and when to stop waiting.
+//! [`super::task`] owns the swarm and lends its Kademlia part.
 
 use super::bundle::parse_bundle;
 use super::handle::PutError;
-use super::peer::from_libp2p;
+use super::peer::{from_libp2p, to_libp2p};
 use super::slots::{REPLICATION, SlotKad, unix_now};
 use crate::slot::{SlotValue, Source};
 use libp2p::PeerId;
-use libp2p::kad::{
-    GetClosestPeersError, GetRecordOk, KBucketKey, Mode, PutRecordError, QueryId, QueryResult,
-    Quorum, Record, RecordKey,
-};
+use libp2p::kad::{GetClosestPeersError, GetRecordOk, KBucketKey, Mode};
+use libp2p::kad::{QueryId, QueryResult, Quorum, Record, RecordKey};
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Queries that run at a time: kad has 32 streams for each connection, and with one fabric node all go to it.
+/// Jobs that run at a time: kad has 32 streams for each connection, and with one fabric node all go to it.
 const RUNNING_MAX: usize = 24;
-/// Queries that wait for their turn, or for the first DHT node; further ones are refused.
+/// Jobs that wait for their turn, or for the first DHT node; further ones are refused.
 const WAITING_MAX: usize = 1024;
-/// How long a query waits for the first DHT node to be connected.
-const NO_PEERS_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a read goes on after the first node had a value. Others are asked so that no single node can hide a newer one.
+/// How long a job waits for its turn.
+const WAITING_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a read goes on after the first node had a value: others are asked too, so that no single one can hide a newer value.
 const AFTER_FIRST_HIT: Duration = Duration::from_secs(1);
 /// How long a read goes on while nobody had one.
 const GET_PATIENCE: Duration = Duration::from_secs(5);
 /// After this, a write is answered as soon as one node has stored; the others go on in the background.
-const PUT_PATIENCE: Duration = Duration::from_millis(1500);
+const PUT_PATIENCE: Duration = Duration::from_millis(800);
 /// Distinct valid values that one read collects: every writer of a network may have one at every node.
 const VALUES_MAX: usize = 32;
+
+/// What a job needs of the swarm.
+pub(super) struct Dht<'a> {
+    pub(super) kad: &'a mut SlotKad,
+    pub(super) own: Source,
+}
 
 /// All that run or wait.
 #[derive(Default)]
@@ -40,45 +45,88 @@ pub(super) struct Queries {
 }
 
 enum Job {
-    Put {
-        key: [u8; 32],
-        value: Vec<u8>,
-        reply: oneshot::Sender<Result<usize, PutError>>,
-    },
-    Get {
-        key: [u8; 32],
-        reply: oneshot::Sender<Vec<Vec<u8>>>,
-    },
+    Put(Put),
+    Get(Get),
 }
 
-struct Running {
-    query: QueryId,
-    stage: Stage,
+struct Put {
+    key: [u8; 32],
+    value: Vec<u8>,
+    reply: oneshot::Sender<Result<usize, PutError>>,
 }
 
-enum Stage {
-    /// Looking for the nodes that are to store it.
+struct Get {
+    key: [u8; 32],
+    reply: oneshot::Sender<Vec<Vec<u8>>>,
+}
+
+/// Put: Placing ──closest nodes known──▶ Storing ──all answered, or one and time is up──▶ answered.
+/// Get: Reading ──all closest answered, or a hit and time is up──▶ answered.
+enum Running {
     Placing {
-        key: [u8; 32],
-        value: Vec<u8>,
-        reply: oneshot::Sender<Result<usize, PutError>>,
+        query: QueryId,
+        put: Put,
     },
-    /// They have been asked; `stored_here` is 1 when this node is one of them.
     Storing {
+        queries: Vec<QueryId>,
         asked: usize,
-        stored_here: usize,
+        stored: usize,
         answer_from: Instant,
-        reply: oneshot::Sender<Result<usize, PutError>>,
+        put: Put,
     },
-    /// Values are coming in.
     Reading {
-        key: [u8; 32],
+        query: QueryId,
         values: Vec<SlotValue>,
         until: Instant,
-        reply: oneshot::Sender<Vec<Vec<u8>>>,
+        get: Get,
     },
-    /// Answered already; only kept so that the count of running queries is right.
-    Answered,
+}
+
+impl Running {
+    fn is_of(&self, id: QueryId) -> bool {
+        match self {
+            Self::Placing { query, .. } | Self::Reading { query, .. } => *query == id,
+            Self::Storing { queries, .. } => queries.contains(&id),
+        }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        match self {
+            Self::Placing { .. } => false, // kad's own timeout ends it
+            Self::Storing {
+                queries,
+                stored,
+                answer_from,
+                ..
+            } => queries.is_empty() || (*stored > 0 && *answer_from <= now),
+            Self::Reading { until, .. } => *until <= now,
+        }
+    }
+
+    /// Tells who asked.
+    fn answer(self) {
+        match self {
+            Self::Placing { put, .. } => drop(put.reply.send(Err(PutError::NoPeers))),
+            Self::Storing {
+                asked, stored, put, ..
+            } => {
+                let answer = if stored > 0 {
+                    Ok(stored)
+                } else {
+                    Err(PutError::NobodyStored { asked })
+                };
+                let _gone = put.reply.send(answer);
+            }
+            Self::Reading {
+                mut values, get, ..
+            } => {
+                values.sort_by_key(|value| Reverse(value.seq));
+                let _gone = get
+                    .reply
+                    .send(values.iter().map(SlotValue::encode).collect());
+            }
+        }
+    }
 }
 
 impl Queries {
@@ -86,22 +134,23 @@ impl Queries {
         &mut self,
         value: Vec<u8>,
         reply: oneshot::Sender<Result<usize, PutError>>,
-        kad: &mut SlotKad,
-        own: Source,
+        dht: Dht<'_>,
         now: Instant,
     ) {
-        let checked = SlotValue::decode(&value).map_err(|error| error.to_string());
-        match checked.and_then(|slot| {
-            slot.verify(unix_now())
-                .map(|()| slot.dht_key())
-                .map_err(|error| error.to_string())
-        }) {
+        let checked = SlotValue::decode(&value)
+            .map_err(|error| error.to_string())
+            .and_then(|slot| {
+                slot.verify(unix_now())
+                    .map(|()| slot.dht_key())
+                    .map_err(|error| error.to_string())
+            });
+        match checked {
             Err(why) => drop(reply.send(Err(PutError::Invalid(why)))),
             Ok(_) if self.waiting.len() == WAITING_MAX => drop(reply.send(Err(PutError::Busy))),
             Ok(key) => {
                 self.waiting
-                    .push_back((Job::Put { key, value, reply }, now));
-                self.start_waiting(kad, own, now);
+                    .push_back((Job::Put(Put { key, value, reply }), now));
+                self.start_waiting(dht, now);
             }
         }
     }
@@ -110,52 +159,46 @@ impl Queries {
         &mut self,
         key: [u8; 32],
         reply: oneshot::Sender<Vec<Vec<u8>>>,
-        kad: &mut SlotKad,
-        own: Source,
+        dht: Dht<'_>,
         now: Instant,
     ) {
         if self.waiting.len() == WAITING_MAX {
             return drop(reply.send(Vec::new()));
         }
-        self.waiting.push_back((Job::Get { key, reply }, now));
-        self.start_waiting(kad, own, now);
+        self.waiting.push_back((Job::Get(Get { key, reply }), now));
+        self.start_waiting(dht, now);
     }
 
-    /// Starts what can start. To be called whenever a DHT node was met or a query ended.
-    pub(super) fn start_waiting(&mut self, kad: &mut SlotKad, own: Source, now: Instant) {
-        let has_peers = kad.kbuckets().next().is_some();
-        if !has_peers && kad.mode() == Mode::Client {
+    /// Starts what can start. To be called whenever a DHT node was met.
+    pub(super) fn start_waiting(&mut self, dht: Dht<'_>, now: Instant) {
+        let has_peers = dht.kad.kbuckets().next().is_some();
+        if !has_peers && dht.kad.mode() == Mode::Client {
             return; // nobody to ask, and nothing is kept here
         }
         while self.running.len() < RUNNING_MAX
             && let Some((job, _)) = self.waiting.pop_front()
         {
             match job {
-                Job::Put { value, reply, .. } if !has_peers => {
-                    let stored = kad.store_mut().put_own(&value, own);
-                    let _gone = reply.send(
+                Job::Put(put) if !has_peers => {
+                    let stored = dht.kad.store_mut().put_own(&put.value, dht.own);
+                    let _gone = put.reply.send(
                         stored
                             .map(|_| 1)
                             .map_err(|error| PutError::Invalid(error.to_string())),
                     );
                 }
-                Job::Put { key, value, reply } => {
-                    let query = kad.get_n_closest_peers(key.to_vec(), REPLICATION);
-                    self.running.push(Running {
-                        query,
-                        stage: Stage::Placing { key, value, reply },
-                    });
+                Job::Put(put) => {
+                    let query = dht.kad.get_n_closest_peers(put.key.to_vec(), REPLICATION);
+                    self.running.push(Running::Placing { query, put });
                 }
-                Job::Get { key, reply } => {
-                    let query = kad.get_record(RecordKey::new(&key));
-                    self.running.push(Running {
+                Job::Get(get) => {
+                    let query = dht.kad.get_record(RecordKey::new(&get.key));
+                    let until = now + GET_PATIENCE;
+                    self.running.push(Running::Reading {
                         query,
-                        stage: Stage::Reading {
-                            key,
-                            values: Vec::new(),
-                            until: now + GET_PATIENCE,
-                            reply,
-                        },
+                        values: Vec::new(),
+                        until,
+                        get,
                     });
                 }
             }
@@ -165,205 +208,187 @@ impl Queries {
     /// Kademlia tells how a query goes.
     pub(super) fn handle_progress(
         &mut self,
-        query: QueryId,
+        id: QueryId,
         result: QueryResult,
         is_last: bool,
-        kad: &mut SlotKad,
-        own: Source,
+        dht: Dht<'_>,
         now: Instant,
     ) {
-        let Some(at) = self
-            .running
-            .iter()
-            .position(|running| running.query == query)
-        else {
+        let Some(at) = self.running.iter().position(|running| running.is_of(id)) else {
             return;
         };
-        if let (
-            Stage::Reading {
-                key, values, until, ..
-            },
-            QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))),
-        ) = (&mut self.running[at].stage, &result)
-        {
-            for bytes in parse_bundle(&found.record.value) {
-                self.values_invalid += u64::from(!collect(values, key, bytes));
-            }
-            if found.peer.is_some() && !values.is_empty() {
-                *until = (*until).min(now + AFTER_FIRST_HIT);
-            }
-        }
-        if !is_last {
-            return;
-        }
-        match (self.running.swap_remove(at).stage, result) {
-            (Stage::Placing { key, value, reply }, QueryResult::GetClosestPeers(closest)) => {
-                let peers = closest.map_or_else(
+        match (self.running.swap_remove(at), result) {
+            (Running::Placing { put, .. }, QueryResult::GetClosestPeers(closest)) if is_last => {
+                let closest = closest.map_or_else(
                     |GetClosestPeersError::Timeout { peers, .. }| peers,
                     |ok| ok.peers,
                 );
-                let peers = peers.into_iter().map(|info| info.peer_id).collect();
-                self.store(key, value, peers, reply, kad, own, now);
+                let peers = closest.into_iter().map(|info| info.peer_id).collect();
+                self.store(
+                    put,
+                    peers,
+                    Dht {
+                        kad: &mut *dht.kad,
+                        own: dht.own,
+                    },
+                    now,
+                );
             }
             (
-                Stage::Storing {
+                Running::Storing {
+                    mut queries,
                     asked,
-                    stored_here,
-                    reply,
-                    ..
+                    mut stored,
+                    answer_from,
+                    put,
                 },
-                QueryResult::PutRecord(stored),
+                QueryResult::PutRecord(one),
             ) => {
-                let stored = match stored {
-                    Ok(_) => asked,
-                    Err(
-                        PutRecordError::QuorumFailed { success, .. }
-                        | PutRecordError::Timeout { success, .. },
-                    ) => success.len(),
-                };
-                let _gone = reply.send(put_answer(stored + stored_here, asked));
+                queries.retain(|query| *query != id);
+                stored += usize::from(one.is_ok());
+                self.keep_or_answer(
+                    Running::Storing {
+                        queries,
+                        asked,
+                        stored,
+                        answer_from,
+                        put,
+                    },
+                    now,
+                );
             }
-            (Stage::Reading { values, reply, .. }, _) => drop(reply.send(newest_first(values))),
-            _ => {}
+            (
+                Running::Reading {
+                    query,
+                    mut values,
+                    mut until,
+                    get,
+                },
+                result,
+            ) => {
+                if let QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) = &result {
+                    for bytes in parse_bundle(&found.record.value) {
+                        self.values_invalid += u64::from(!collect(&mut values, &get.key, bytes));
+                    }
+                    if found.peer.is_some() && !values.is_empty() {
+                        until = until.min(now + AFTER_FIRST_HIT);
+                    }
+                }
+                let until = if is_last { now } else { until };
+                self.keep_or_answer(
+                    Running::Reading {
+                        query,
+                        values,
+                        until,
+                        get,
+                    },
+                    now,
+                );
+            }
+            (other, _) => self.running.push(other),
         }
-        self.start_waiting(kad, own, now);
+        self.start_waiting(dht, now);
+    }
+
+    fn keep_or_answer(&mut self, job: Running, now: Instant) {
+        if job.is_over(now) {
+            job.answer()
+        } else {
+            self.running.push(job)
+        }
     }
 
     /// The nodes closest to the key are known: they are to store it, and so is this node when it is one of them.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one step of one job, with all that the job carries"
-    )]
-    fn store(
-        &mut self,
-        key: [u8; 32],
-        value: Vec<u8>,
-        mut peers: Vec<PeerId>,
-        reply: oneshot::Sender<Result<usize, PutError>>,
-        kad: &mut SlotKad,
-        own: Source,
-        now: Instant,
-    ) {
-        let record_key = RecordKey::new(&key);
-        let target = KBucketKey::new(key.to_vec());
+    fn store(&mut self, put: Put, mut peers: Vec<PeerId>, dht: Dht<'_>, now: Instant) {
+        let target = KBucketKey::new(put.key.to_vec());
+        let distance_of = |peer: PeerId| KBucketKey::from(peer).distance(&target);
         peers.retain(|peer| from_libp2p(peer).is_ok());
-        peers.sort_by_cached_key(|peer| KBucketKey::from(*peer).distance(&target));
+        peers.sort_by_cached_key(|peer| distance_of(*peer));
         peers.truncate(REPLICATION.get());
-        let is_close = kad.mode() == Mode::Server
-            && super::peer::to_libp2p(own.peer).is_ok_and(|me| {
-                let mine = KBucketKey::from(me).distance(&target);
-                peers.len() < REPLICATION.get()
-                    || peers
+        let is_close = dht.kad.mode() == Mode::Server
+            && (peers.len() < REPLICATION.get()
+                || to_libp2p(dht.own.peer).is_ok_and(|me| {
+                    peers
                         .last()
-                        .is_some_and(|last| mine < KBucketKey::from(*last).distance(&target))
-            });
-        let stored_here = usize::from(is_close && kad.store_mut().put_own(&value, own).is_ok());
-        if peers.is_empty() {
-            return drop(reply.send(if stored_here > 0 {
-                Ok(stored_here)
-            } else {
-                Err(PutError::NoPeers)
-            }));
+                        .is_some_and(|last| distance_of(me) < distance_of(*last))
+                }));
+        let is_stored_here = is_close && dht.kad.store_mut().put_own(&put.value, dht.own).is_ok();
+        if peers.is_empty() && !is_stored_here {
+            return drop(put.reply.send(Err(PutError::NoPeers)));
         }
         let asked = peers.len();
-        let record = Record {
-            key: record_key,
-            value,
-            publisher: None,
-            expires: None,
+        // One query for each node: kad would ask three at a time and tell the outcome of all at the end.
+        let ask = |peer| {
+            let record = Record {
+                key: RecordKey::new(&put.key),
+                value: put.value.clone(),
+                publisher: None,
+                expires: None,
+            };
+            dht.kad
+                .put_record_to(record, std::iter::once(peer), Quorum::One)
         };
-        let query = kad.put_record_to(record, peers.into_iter(), Quorum::All);
-        self.running.push(Running {
-            query,
-            stage: Stage::Storing {
+        let queries = peers.into_iter().map(ask).collect();
+        let stored = usize::from(is_stored_here);
+        let answer_from = now + PUT_PATIENCE;
+        self.keep_or_answer(
+            Running::Storing {
+                queries,
                 asked,
-                stored_here,
-                answer_from: now + PUT_PATIENCE,
-                reply,
+                stored,
+                answer_from,
+                put,
             },
-        });
+            now,
+        );
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let running = self
-            .running
-            .iter()
-            .filter_map(|running| match &running.stage {
-                Stage::Storing { answer_from, .. } => Some(*answer_from),
-                Stage::Reading { until, .. } => Some(*until),
-                Stage::Placing { .. } | Stage::Answered => None, // kad's own timeout ends it
-            });
-        running
-            .chain(
-                self.waiting
-                    .front()
-                    .map(|(_, since)| *since + NO_PEERS_PATIENCE),
-            )
-            .min()
+        let running = self.running.iter().filter_map(|running| match running {
+            Running::Storing {
+                stored,
+                answer_from,
+                ..
+            } => (*stored > 0).then_some(*answer_from),
+            Running::Reading { until, .. } => Some(*until),
+            Running::Placing { .. } => None,
+        });
+        let waiting = self
+            .waiting
+            .front()
+            .map(|(_, since)| *since + WAITING_PATIENCE);
+        running.chain(waiting).min()
     }
 
-    pub(super) fn handle_timeout(&mut self, kad: &mut SlotKad, own: Source, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, dht: Dht<'_>, now: Instant) {
+        let mut is_any_over = false;
         while let Some((_, since)) = self.waiting.front()
-            && *since + NO_PEERS_PATIENCE <= now
+            && *since + WAITING_PATIENCE <= now
         {
+            // Nothing runs: the wait was for a DHT node. Else it was for a turn.
+            let why = if self.running.is_empty() {
+                PutError::NoPeers
+            } else {
+                PutError::Busy
+            };
             match self.waiting.pop_front() {
-                Some((Job::Put { reply, .. }, _)) if self.running.is_empty() => {
-                    drop(reply.send(Err(PutError::NoPeers)))
-                }
-                Some((Job::Put { reply, .. }, _)) => drop(reply.send(Err(PutError::Busy))),
-                Some((Job::Get { reply, .. }, _)) => drop(reply.send(Vec::new())),
+                Some((Job::Put(put), _)) => drop(put.reply.send(Err(why))),
+                Some((Job::Get(get), _)) => drop(get.reply.send(Vec::new())),
                 None => {}
             }
         }
-        for running in &mut self.running {
-            match &mut running.stage {
-                Stage::Reading { until, .. } if *until <= now => {
-                    let Stage::Reading { values, reply, .. } =
-                        std::mem::replace(&mut running.stage, Stage::Answered)
-                    else {
-                        continue;
-                    };
-                    let _gone = reply.send(newest_first(values));
-                    if let Some(mut query) = kad.query_mut(&running.query) {
-                        query.finish();
-                    }
-                }
-                Stage::Storing {
-                    asked,
-                    stored_here,
-                    answer_from,
-                    ..
-                } if *answer_from <= now => {
-                    let stored = *stored_here
-                        + kad
-                            .query(&running.query)
-                            .map_or(0, |query| query.stats().num_successes() as usize);
-                    if stored == 0 {
-                        *answer_from = now + PUT_PATIENCE;
-                        continue;
-                    }
-                    let asked = *asked;
-                    let Stage::Storing { reply, .. } =
-                        std::mem::replace(&mut running.stage, Stage::Answered)
-                    else {
-                        continue;
-                    };
-                    let _gone = reply.send(put_answer(stored, asked)); // the query itself goes on
-                }
-                _ => {}
+        for job in self.running.extract_if(.., |job| job.is_over(now)) {
+            is_any_over = true;
+            if let Running::Reading { query, .. } = &job
+                && let Some(mut query) = dht.kad.query_mut(query)
+            {
+                query.finish();
             }
+            job.answer();
         }
-        self.running
-            .retain(|running| !matches!(running.stage, Stage::Answered));
-        self.start_waiting(kad, own, now);
-    }
-}
-
-fn put_answer(stored: usize, asked: usize) -> Result<usize, PutError> {
-    if stored > 0 {
-        Ok(stored)
-    } else {
-        Err(PutError::NobodyStored { asked })
+        if is_any_over {
+            self.start_waiting(dht, now);
+        }
     }
 }
 
@@ -380,9 +405,4 @@ fn collect(values: &mut Vec<SlotValue>, key: &[u8; 32], bytes: &[u8]) -> bool {
         values.push(value);
     }
     is_valid
-}
-
-fn newest_first(mut values: Vec<SlotValue>) -> Vec<Vec<u8>> {
-    values.sort_by_key(|value| std::cmp::Reverse(value.seq));
-    values.iter().map(SlotValue::encode).collect()
 }

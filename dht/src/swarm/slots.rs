@@ -162,8 +162,23 @@ impl NetworkBehaviour for SlotKad {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<ToSwarm<Self::ToSwarm, THandlerInEvent<Self>>> {
-        self.kad.poll(cx)
+        self.kad.poll(cx).map(answer_refusals)
     }
+}
+
+type HandlerIn = THandlerInEvent<SlotKad>;
+
+/// kad refuses a PUT by resetting its stream, but libp2p-kad 0.49 does not wake the stream for that (`handler.rs`,
+/// `InboundSubstreamState::close`), so that the putter learns of it by its own timeout, 10 s later. An answer of another
+/// kind than the one a PUT asks for wakes it, and counts as a failure with every putter.
+fn answer_refusals(event: ToSwarm<kad::Event, HandlerIn>) -> ToSwarm<kad::Event, HandlerIn> {
+    event.map_in(|to_handler| match to_handler {
+        HandlerIn::Reset(request_id) => HandlerIn::FindNodeRes {
+            closer_peers: Vec::new(),
+            request_id,
+        },
+        other => other,
+    })
 }
 
 /// The slot store as kad wants to see one.

@@ -227,7 +227,7 @@ async fn a_stranger_learns_that_its_forged_value_was_refused() {
     let (key, value) = slot(10, b"true");
     let mut forged = value.clone();
     forged.ciphertext[0] ^= 1;
-    let mut outcomes = Vec::new();
+    let (mut outcomes, started) = (Vec::new(), Instant::now());
     for bytes in [forged.encode(), vec![0; 5000], value.encode()] {
         let record = kad::Record::new(key.dht_key().to_vec(), bytes);
         stranger.behaviour_mut().put_record_to(
@@ -248,8 +248,13 @@ async fn a_stranger_learns_that_its_forged_value_was_refused() {
         };
         outcomes.push(tokio::time::timeout(HANG, put).await.unwrap());
     }
+    eprintln!("three puts answered in {:?}", started.elapsed());
 
     assert_eq!(outcomes, [false, false, true]);
+    assert!(
+        started.elapsed() < Duration::from_secs(8),
+        "refusals are told, not left to the stranger's timeout of 10 s"
+    );
     let counters = fabric.status().await.counters;
     assert_eq!((counters.values_stored, counters.values_refused), (1, 2));
 }
