@@ -10,7 +10,7 @@ const INSIDE: &str = "FARLAN_TEST_INSIDE";
 const HANG_SECONDS: &str = "120";
 
 /// Runs `body` in fresh network, mount and process namespaces. `test` is the test's own full name.
-pub fn in_namespace(test: &str, body: impl FnOnce()) {
+pub(crate) fn in_namespace(test: &str, body: impl FnOnce()) {
     if env::var_os(INSIDE).is_some() {
         return body();
     }
@@ -41,7 +41,7 @@ pub fn in_namespace(test: &str, body: impl FnOnce()) {
 }
 
 /// The same for asynchronous bodies.
-pub fn in_namespace_async(test: &str, body: impl Future<Output = ()>) {
+pub(crate) fn in_namespace_async(test: &str, body: impl Future<Output = ()>) {
     in_namespace(test, || {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -52,7 +52,7 @@ pub fn in_namespace_async(test: &str, body: impl Future<Output = ()>) {
 }
 
 /// Runs a command line, and gives what it printed.
-pub fn run(line: &str) -> String {
+pub(crate) fn run(line: &str) -> String {
     let output = Command::new("sh")
         .args(["-c", line])
         .output()
@@ -66,7 +66,7 @@ pub fn run(line: &str) -> String {
 }
 
 /// Whether a command line succeeds.
-pub fn succeeds(line: &str) -> bool {
+pub(crate) fn succeeds(line: &str) -> bool {
     Command::new("sh")
         .args(["-c", line])
         .output()
