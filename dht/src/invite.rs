@@ -424,3 +424,213 @@ pub enum CannotInvite {
     #[error("cannot sign the invite: {0}")]
     Library(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::Genesis;
+    use overlay_types::DhcpMode;
+    use proptest::prelude::*;
+    use rand_chacha::rand_core::SeedableRng;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn network() -> (Identity, Network, ChaCha20Rng) {
+        let mut rng = ChaCha20Rng::seed_from_u64(5);
+        let owner = Identity::generate(&mut rng);
+        let subnet = "10.77.0.0/16".parse().unwrap();
+        let genesis = Genesis::new(
+            &mut rng,
+            "lab".parse().unwrap(),
+            subnet,
+            DhcpMode::Overlay,
+            owner.peer_id(),
+        );
+        (owner, Network::new(genesis).unwrap(), rng)
+    }
+
+    fn token() -> (Identity, Network, Vec<u8>) {
+        let (owner, network, mut rng) = network();
+        let (_, token) = issue(
+            &owner,
+            &network,
+            Roles::DEFAULT,
+            3,
+            NOW + 3600,
+            NOW,
+            &mut rng,
+        )
+        .unwrap();
+        (owner, network, token)
+    }
+
+    fn invite() -> Invite {
+        let (_, network, token) = token();
+        let bootstrap = vec!["/ip4/198.51.100.1/udp/4001/quic-v1/p2p/12D3KooWxyz".into()];
+        Invite {
+            network: network.id(),
+            name: "lab".parse().unwrap(),
+            bootstrap,
+            rendezvous: [7; 32],
+            expires: NOW + 3600,
+            token,
+        }
+    }
+
+    #[test]
+    fn a_right_says_what_was_issued_and_only_in_its_time_and_network() {
+        let (_, network, token) = token();
+        let me = PeerId([9; 32]);
+
+        let grant = verify(&token, &network, me, NOW).unwrap();
+        assert_eq!(
+            (grant.roles, grant.uses, grant.expires),
+            (Roles::DEFAULT, 3, NOW + 3600)
+        );
+        assert_eq!(
+            verify(&token, &network, me, NOW + 3600),
+            Err(BadToken::Expired)
+        );
+
+        let mut genesis = network.genesis().clone();
+        genesis.nonce = [1; 16];
+        assert_eq!(
+            verify(&token, &Network::new(genesis.clone()).unwrap(), me, NOW),
+            Err(BadToken::OtherNetwork)
+        );
+        genesis.admins = vec![me];
+        assert_eq!(
+            verify(&token, &Network::new(genesis).unwrap(), me, NOW),
+            Err(BadToken::NotByAnAdmin)
+        );
+    }
+
+    #[test]
+    fn whoever_holds_a_right_can_narrow_it_but_not_widen_it() {
+        let (_, network, token) = token();
+        let (friend, stranger) = (PeerId([9; 32]), PeerId([8; 32]));
+
+        let narrow = attenuate(&token, Some(NOW + 60), Some(friend)).unwrap();
+        assert!(verify(&narrow, &network, friend, NOW).is_ok());
+        assert_eq!(
+            verify(&narrow, &network, stranger, NOW),
+            Err(BadToken::Narrowed)
+        );
+        assert_eq!(
+            verify(&narrow, &network, friend, NOW + 60),
+            Err(BadToken::Narrowed)
+        );
+
+        let wide = attenuate(&token, Some(NOW + 99_999), None).unwrap();
+        assert_eq!(
+            verify(&wide, &network, friend, NOW + 3600),
+            Err(BadToken::Expired)
+        );
+    }
+
+    #[test]
+    fn only_admins_invite_and_within_bounds() {
+        let (owner, network, mut rng) = network();
+        let other = Identity::generate(&mut rng);
+        let mut make = |who: &Identity, uses, expires| {
+            issue(who, &network, Roles::DEFAULT, uses, expires, NOW, &mut rng).map(|_| ())
+        };
+        assert_eq!(make(&other, 1, NOW + 60), Err(CannotInvite::NotAnAdmin));
+        assert_eq!(make(&owner, 0, NOW + 60), Err(CannotInvite::Uses(0)));
+        assert_eq!(make(&owner, 1, NOW), Err(CannotInvite::Expiry));
+        assert_eq!(
+            make(&owner, 1, NOW + INVITE_SECONDS_MAX + 1),
+            Err(CannotInvite::Expiry)
+        );
+    }
+
+    #[test]
+    fn an_invite_is_one_line_that_reads_back_even_wrapped() {
+        let invite = invite();
+        let text = invite.to_string();
+        assert!(
+            text.starts_with("farlan1_") && text.len() < 1000,
+            "{} characters",
+            text.len()
+        );
+        assert_eq!(text.parse(), Ok(invite.clone()));
+        let wrapped = format!(" {}\n {}\n", &text[..70], &text[70..]);
+        assert_eq!(wrapped.parse(), Ok(invite));
+    }
+
+    #[test]
+    fn a_damaged_invite_says_how_it_is_damaged() {
+        let text = invite().to_string();
+        for end in [3, 8, 9, 100, text.len() - 1] {
+            assert_eq!(
+                text[..end].parse::<Invite>(),
+                Err(InvalidInvite::Truncated),
+                "cut at {end}"
+            );
+        }
+        let mut typo = text.clone().into_bytes();
+        typo[200] = if typo[200] == b'A' { b'B' } else { b'A' };
+        assert!(matches!(
+            String::from_utf8(typo).unwrap().parse::<Invite>(),
+            Err(InvalidInvite::Typo(_))
+        ));
+        assert!(matches!(
+            format!("{text}AAAA").parse::<Invite>(),
+            Err(InvalidInvite::Typo(_))
+        ));
+        assert!(matches!(
+            text.replace("farlan1_", "farlan1_!").parse::<Invite>(),
+            Err(InvalidInvite::Typo(_))
+        ));
+        assert_eq!(
+            text.replace("farlan1_", "farlan2_").parse::<Invite>(),
+            Err(InvalidInvite::OtherVersion)
+        );
+        for other in ["", "hello", "farlan", "farlanX_abc"] {
+            let refused = other.parse::<Invite>().unwrap_err();
+            assert!(
+                matches!(
+                    refused,
+                    InvalidInvite::NotAnInvite | InvalidInvite::Truncated
+                ),
+                "{other}: {refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_expired_invite_is_told_before_anybody_is_asked() {
+        let invite = invite();
+        assert_eq!(invite.check_expiry(NOW), Ok(()));
+        assert_eq!(
+            invite.check_expiry(NOW + 2 * 3600),
+            Err(InvalidInvite::Expired { hours: 1 })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_breaks_the_parser(text in "\\PC{0,200}", tail in "[A-Za-z0-9_-]{0,300}") {
+            let _ = text.parse::<Invite>();
+            let _ = format!("farlan1_{tail}").parse::<Invite>();
+        }
+
+        #[test]
+        fn one_wrong_letter_never_passes(at in 8usize..600, letter in "[A-Za-z0-9_-]") {
+            let text = invite().to_string();
+            let at = at.min(text.len() - 1);
+            let mut wrong = text.clone();
+            wrong.replace_range(at..=at, &letter);
+            prop_assert!(wrong == text || wrong.parse::<Invite>().is_err());
+        }
+
+        #[test]
+        fn no_bytes_pass_for_a_right(bytes in proptest::collection::vec(any::<u8>(), 0..400), flip in 0usize..4000) {
+            let (_, network, mut token) = token();
+            prop_assert!(verify(&bytes, &network, PeerId([9; 32]), NOW).is_err());
+            let bit = flip % (token.len() * 8);
+            token[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(verify(&token, &network, PeerId([9; 32]), NOW).is_err());
+        }
+    }
+}

@@ -525,3 +525,179 @@ fn decrement<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand_chacha::rand_core::SeedableRng;
+
+    const NOW: u64 = 1_800_000_000;
+    const NOW_MS: u64 = NOW * 1000;
+
+    fn key(name: &str) -> SlotKey {
+        SlotKey::derive(&[3; 32], &SlotName::Name(name.parse().unwrap()))
+    }
+
+    fn rng() -> ChaCha20Rng {
+        ChaCha20Rng::seed_from_u64(1)
+    }
+
+    fn source(n: u8) -> Source {
+        Source {
+            peer: PeerId([n; 32]),
+            ip: Some(IpAddr::from([10, 0, n, 1])),
+        }
+    }
+
+    fn put(store: &mut SlotStore, value: &SlotValue, from: u8) -> Result<[u8; 32], PutError> {
+        store.put(&value.encode(), source(from), NOW)
+    }
+
+    #[test]
+    fn a_sealed_value_opens_with_its_slots_key_only() {
+        let value = key("a").seal(b"hello", NOW_MS, 3600, &mut rng()).unwrap();
+        assert_eq!(key("a").open(&value, NOW).unwrap(), b"hello");
+        assert!(key("b").open(&value, NOW).is_err());
+        assert_eq!(key("a").open(&value, NOW + 3600), Err(SlotError::Expired));
+        assert_ne!(key("a").dht_key(), key("b").dht_key());
+        assert_eq!(value.dht_key(), key("a").dht_key());
+    }
+
+    #[test]
+    fn the_largest_content_fits_a_value_and_one_byte_more_does_not() {
+        let content = vec![7; SLOT_CONTENT_MAX];
+        let value = key("a")
+            .seal(&content, NOW_MS, SLOT_SECONDS_MAX, &mut rng())
+            .unwrap();
+        assert!(value.encode().len() <= SLOT_VALUE_MAX);
+        assert_eq!(SlotValue::decode(&value.encode()).unwrap(), value);
+        assert!(
+            key("a")
+                .seal(&[content, vec![7]].concat(), NOW_MS, 1, &mut rng())
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_store_takes_the_newest_of_each_source_and_forgets_the_expired() {
+        let mut store = SlotStore::new(SlotLimits::default());
+        let old = key("a").seal(b"1", NOW_MS, 60, &mut rng()).unwrap();
+        let new = key("a").seal(b"2", NOW_MS + 1, 120, &mut rng()).unwrap();
+
+        let at = put(&mut store, &old, 1).unwrap();
+        assert!(
+            put(&mut store, &old, 1).is_ok(),
+            "a retransmission is no error"
+        );
+        put(&mut store, &new, 1).unwrap();
+        assert_eq!(put(&mut store, &old, 1), Err(PutError::Old));
+        assert_eq!(store.get(&at, NOW), [&new]);
+
+        store.expire(NOW + 120);
+        assert!(store.is_empty() && store.get(&at, NOW).is_empty());
+        assert_eq!(store.counters().expired, 1);
+    }
+
+    #[test]
+    fn one_writer_cannot_mask_another_and_newer_values_win_a_full_slot() {
+        let mut store = SlotStore::new(SlotLimits::default());
+        for n in 0..4 {
+            put(
+                &mut store,
+                &key("a")
+                    .seal(&[n], NOW_MS + u64::from(n), 60, &mut rng())
+                    .unwrap(),
+                n,
+            )
+            .unwrap();
+        }
+        let masked = key("a").seal(b"low", NOW_MS - 1, 60, &mut rng()).unwrap();
+        assert_eq!(put(&mut store, &masked, 9), Err(PutError::Old));
+        let new = key("a").seal(b"new", NOW_MS + 9, 60, &mut rng()).unwrap();
+        put(&mut store, &new, 9).unwrap();
+
+        let values = store.get(&new.dht_key(), NOW);
+        assert_eq!((values.len(), values[0]), (VALUES_PER_SLOT, &new));
+    }
+
+    #[test]
+    fn values_from_the_future_or_with_a_wrong_signature_are_refused() {
+        let mut store = SlotStore::new(SlotLimits::default());
+        let future = key("a")
+            .seal(b"x", NOW_MS + SEQ_AHEAD_MAX_MS + 1, 60, &mut rng())
+            .unwrap();
+        assert_eq!(
+            put(&mut store, &future, 1),
+            Err(PutError::Invalid(SlotError::TooFarAhead))
+        );
+        let mut forged = key("a").seal(b"x", NOW_MS, 60, &mut rng()).unwrap();
+        forged.seq += 1;
+        assert_eq!(
+            put(&mut store, &forged, 1),
+            Err(PutError::Invalid(SlotError::Signature(BadSignature)))
+        );
+        assert_eq!(store.counters().refused_invalid, 2);
+    }
+
+    #[test]
+    fn quotas_hold_for_a_peer_its_site_and_the_whole_store() {
+        let value = |name: &str| key(name).seal(b"x", NOW_MS, 60, &mut rng()).unwrap();
+        let limits = SlotLimits {
+            values_per_peer: 1,
+            values_per_site: 2,
+            bytes_max: 4 * value("a").size(),
+        };
+        let mut store = SlotStore::new(limits);
+        let same_site = |peer: u8| Source {
+            peer: PeerId([peer; 32]),
+            ip: Some(IpAddr::from([10, 0, 0, peer])),
+        };
+
+        assert!(store.put(&value("a").encode(), same_site(1), NOW).is_ok());
+        assert_eq!(
+            store.put(&value("b").encode(), same_site(1), NOW),
+            Err(PutError::Quota)
+        );
+        assert!(store.put(&value("b").encode(), same_site(2), NOW).is_ok());
+        assert_eq!(
+            store.put(&value("c").encode(), same_site(3), NOW),
+            Err(PutError::Quota)
+        );
+        put(&mut store, &value("c"), 30).unwrap();
+        put(&mut store, &value("d"), 40).unwrap();
+        assert_eq!(put(&mut store, &value("e"), 50), Err(PutError::Full));
+        // What expired makes room by itself.
+        let late = key("e")
+            .seal(b"x", (NOW + 60) * 1000, 60, &mut rng())
+            .unwrap();
+        assert!(store.put(&late.encode(), source(50), NOW + 60).is_ok());
+        assert_eq!(store.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_decoding(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            if let Ok(value) = SlotValue::decode(&bytes) {
+                prop_assert!(value.verify(NOW).is_err());
+                prop_assert!(key("a").open(&value, NOW).is_err());
+            }
+        }
+
+        #[test]
+        fn a_store_never_exceeds_its_bounds(writes in proptest::collection::vec((0u8..6, 0u8..6, 0u64..50), 1..60)) {
+            let limits = SlotLimits { values_per_peer: 3, values_per_site: 5, bytes_max: 3000 };
+            let mut store = SlotStore::new(limits);
+            for (slot, from, seq) in writes {
+                let value = key(&format!("n{slot}")).seal(&[slot], NOW_MS + seq, 10 + seq, &mut rng()).unwrap();
+                let _ = store.put(&value.encode(), source(from), NOW + seq % 12);
+            }
+            prop_assert!(store.bytes <= limits.bytes_max);
+            prop_assert!(store.by_peer.values().all(|n| (1..=3).contains(n)));
+            prop_assert!(store.slots.values().all(|slot| (1..=VALUES_PER_SLOT).contains(&slot.len())));
+            prop_assert_eq!(store.by_peer.values().sum::<usize>(), store.len());
+            store.expire(u64::MAX);
+            prop_assert!(store.is_empty() && store.bytes == 0 && store.by_site.is_empty());
+        }
+    }
+}
