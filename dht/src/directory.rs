@@ -437,3 +437,191 @@ impl Directory {
         self.counters
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Lab, NOW, name, signed};
+
+    fn guest(n: u8, ip: Ipv4Addr) -> Guest {
+        Guest {
+            mac: MacAddr([2, 0, 0, 0, 0, n]),
+            ip: ip.into(),
+            name: Some(name(&format!("vm-{n}"))),
+        }
+    }
+
+    #[test]
+    fn a_peers_record_tells_its_addresses_and_those_of_its_guests() {
+        let mut lab = Lab::new("10.77.0.0/16", DhcpMode::Overlay);
+        let (peer, membership) = lab.member("a");
+        let leases = vec![
+            lab.claim(&peer, Some("a")).unwrap(),
+            lab.claim_block(&peer).unwrap(),
+        ];
+        let Subject::Block(block) = leases[1].subject else {
+            panic!("asked for a block")
+        };
+        let inside = guest(1, Ipv4Addr::from(u32::from(block.base()) + 3));
+        let outside = guest(2, Ipv4Addr::new(10, 77, 9, 9));
+        let record = lab.record(
+            &peer,
+            &membership,
+            leases,
+            vec![inside.clone(), outside.clone()],
+        );
+        let mut directory = Directory::new(lab.owner.peer_id(), lab.network.clone());
+
+        assert_eq!(
+            directory.insert(signed(record.clone(), &peer), NOW),
+            Ok(true)
+        );
+        assert_eq!(directory.insert(signed(record, &peer), NOW), Ok(false));
+
+        let address = Ipv4Addr::new(10, 77, 0, 1);
+        assert_eq!(directory.address_of(peer.peer_id(), NOW), Some(address));
+        assert_eq!(
+            directory.by_address(address.into(), NOW).unwrap().peer,
+            peer.peer_id()
+        );
+        assert_eq!(directory.by_name(&name("a"), NOW).unwrap().address, address);
+        assert_eq!(
+            directory.by_name(&name("vm-1"), NOW).unwrap().guest,
+            Some(inside)
+        );
+        assert_eq!(
+            directory.by_address(outside.ip, NOW),
+            None,
+            "no certificate covers it"
+        );
+        assert_eq!(
+            directory.bindings(NOW).len(),
+            3,
+            "host IPv4 and IPv6, one guest"
+        );
+        assert_eq!(
+            directory.by_data_key(&peer.peer_id().0),
+            Some(peer.peer_id())
+        );
+        // A lease that ran out says nothing any more.
+        assert_eq!(directory.by_address(address.into(), NOW + 24 * 3600), None);
+    }
+
+    #[test]
+    fn of_two_claims_the_higher_generation_wins() {
+        let mut lab = Lab::new("10.77.0.0/30", DhcpMode::Overlay);
+        let ((a, member_a), (b, member_b)) = (lab.member("a"), lab.member("b"));
+        let (first, other) = (
+            lab.claim(&a, None).unwrap(),
+            lab.claim(&lab.owner.clone(), None).unwrap(),
+        );
+        assert_ne!(first.subject, other.subject);
+        let release = first.release(&a, NOW).signed().clone();
+        lab.ask(&a, crate::lease::Transaction::Release(release));
+        let second = lab.claim(&b, None).unwrap();
+        assert_eq!((second.subject, second.generation), (first.subject, 2));
+        let mut directory = Directory::new(lab.owner.peer_id(), lab.network.clone());
+
+        let old = signed(lab.record(&a, &member_a, vec![first.clone()], vec![]), &a);
+        let new = signed(lab.record(&b, &member_b, vec![second], vec![]), &b);
+        directory.insert(new, NOW).unwrap();
+        directory.insert(old, NOW).unwrap();
+
+        let Subject::Address(address) = first.subject else {
+            panic!("asked for an address")
+        };
+        assert_eq!(
+            directory.by_address(address.into(), NOW).unwrap().peer,
+            b.peer_id()
+        );
+        let binding = directory
+            .bindings(NOW)
+            .into_iter()
+            .find(|binding| binding.ip == address)
+            .unwrap();
+        assert_eq!(binding.location, Location::Peer(b.peer_id()));
+    }
+
+    #[test]
+    fn where_the_lan_serves_addresses_the_last_word_counts() {
+        let mut lab = Lab::new("192.168.7.0/24", DhcpMode::Lan);
+        let ((a, member_a), (b, member_b)) = (lab.member("a"), lab.member("b"));
+        let moved = guest(1, Ipv4Addr::new(192, 168, 7, 50));
+        let mut directory = Directory::new(lab.owner.peer_id(), lab.network.clone());
+        directory
+            .insert(
+                signed(lab.record(&b, &member_b, vec![], vec![moved.clone()]), &b),
+                NOW,
+            )
+            .unwrap();
+        lab.unix += 5;
+        directory
+            .insert(
+                signed(lab.record(&a, &member_a, vec![], vec![moved.clone()]), &a),
+                NOW,
+            )
+            .unwrap();
+
+        assert_eq!(
+            directory.by_address(moved.ip, NOW).unwrap().peer,
+            a.peer_id()
+        );
+    }
+
+    #[test]
+    fn what_is_not_borne_out_stays_outside() {
+        let mut lab = Lab::new("10.77.0.0/16", DhcpMode::Overlay);
+        let ((a, member_a), (b, member_b)) = (lab.member("a"), lab.member("b"));
+        let of_a = lab.claim(&a, None).unwrap();
+        let mut directory = Directory::new(lab.owner.peer_id(), lab.network.clone());
+
+        let stolen_lease = lab.record(&b, &member_b, vec![of_a], vec![]);
+        assert_eq!(
+            directory.insert(signed(stolen_lease, &b), NOW),
+            Err(NotTaken::Lease)
+        );
+        let stolen_membership = lab.record(&b, &member_a, vec![], vec![]);
+        assert_eq!(
+            directory.insert(signed(stolen_membership, &b), NOW),
+            Err(NotTaken::Unsound)
+        );
+        let mut promoted = member_b.clone();
+        promoted.body.roles = crate::membership::Roles::OWNER;
+        let refused = directory.insert(signed(lab.record(&b, &promoted, vec![], vec![]), &b), NOW);
+        assert!(matches!(refused, Err(NotTaken::NotAMember(_))));
+        let late = signed(lab.record(&b, &member_b, vec![], vec![]), &b);
+        assert_eq!(directory.insert(late, NOW + 7200), Err(NotTaken::Expired));
+        assert_eq!(
+            (directory.counters().refused, directory.members().count()),
+            (4, 0)
+        );
+    }
+
+    #[test]
+    fn a_roster_is_read_page_by_page_and_then_only_what_changed() {
+        let mut lab = Lab::new("10.77.0.0/16", DhcpMode::Overlay);
+        let mut directory = Directory::new(lab.owner.peer_id(), lab.network.clone());
+        let token = lab.token(crate::membership::Roles::DEFAULT, 200);
+        for n in 0..ROSTER_PAGE + 2 {
+            let who = crate::identity::Identity::generate(&mut lab.rng);
+            let cert = lab.admit(&who, token.clone(), &format!("n{n}")).unwrap();
+            directory.insert_member(cert, NOW).unwrap();
+        }
+
+        let first = directory.roster(0);
+        let second = directory.roster(first.next);
+        assert_eq!((first.members.len(), first.more), (ROSTER_PAGE, true));
+        assert_eq!((second.members.len(), second.more), (2, false));
+        assert_eq!(directory.roster(second.next).members, []);
+        assert_eq!(directory.unknown().count(), ROSTER_PAGE + 2);
+        let page = crate::message::Response::Roster(first).encode();
+        assert!(
+            page.len() < crate::message::MESSAGE_MAX,
+            "{} bytes",
+            page.len()
+        );
+
+        assert!(directory.expire(NOW + crate::membership::MEMBERSHIP_SECONDS));
+        assert_eq!(directory.members().count(), 0);
+    }
+}

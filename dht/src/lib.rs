@@ -18,5 +18,7 @@ pub mod record;
 pub mod signed;
 pub mod slot;
 pub mod swarm;
+#[cfg(test)]
+mod testing;
 
 pub use encoding::Undecodable;

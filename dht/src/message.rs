@@ -206,3 +206,93 @@ impl Response {
         decode(bytes, MESSAGE_MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Lab, NOW, name};
+    use overlay_types::DhcpMode;
+    use proptest::prelude::*;
+
+    #[test]
+    fn messages_read_back_as_they_were() {
+        let mut lab = Lab::new("10.77.0.0/16", DhcpMode::Overlay);
+        let (peer, membership) = lab.member("a");
+        let network = lab.network.id();
+        let cert = lab.claim(&peer, Some("a")).unwrap();
+        let transaction = Transaction::Renew {
+            cert: Box::new(cert.clone()),
+            unix: NOW,
+        };
+        for request in [
+            Request::FabricInfo,
+            Request::Admit {
+                network,
+                token: lab.token(crate::membership::Roles::DEFAULT, 1),
+                name: name("b"),
+                unix: NOW,
+            },
+            Request::Lease {
+                network,
+                membership: Box::new(membership.clone()),
+                transaction,
+            },
+            Request::Roster {
+                network,
+                membership: Box::new(membership.clone()),
+                since: 3,
+            },
+        ] {
+            assert_eq!(Request::decode(&request.encode()), Ok(request));
+        }
+        let admission = Admission {
+            genesis: lab.network.genesis().clone(),
+            documents: Vec::new(),
+            membership: membership.clone(),
+            secret: NetworkSecret::generate(&mut lab.rng),
+            roster: RosterPage {
+                members: vec![membership],
+                next: 1,
+                more: false,
+            },
+            registrars: vec![ControlPoint {
+                peer: lab.owner.peer_id(),
+                addresses: vec!["/ip4/127.0.0.1/tcp/1".into()],
+            }],
+        };
+        for response in [
+            Response::Admitted(Box::new(admission)),
+            Response::Lease(Box::new(Reply::Lease(cert))),
+            Response::Refused(Refusal::Starting),
+        ] {
+            assert_eq!(Response::decode(&response.encode()), Ok(response));
+        }
+    }
+
+    #[test]
+    fn nothing_larger_than_the_bound_is_even_looked_at() {
+        let bytes = vec![0; MESSAGE_MAX + 1];
+        assert_eq!(
+            Request::decode(&bytes),
+            Err(Undecodable::TooLarge {
+                size: bytes.len(),
+                max: MESSAGE_MAX
+            })
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_decoding(bytes in proptest::collection::vec(any::<u8>(), 0..600), kind in 0u8..16) {
+            let tagged = [&[kind][..], &bytes].concat();
+            for message in [&bytes, &tagged] {
+                if let Ok(request) = Request::decode(message) {
+                    prop_assert_eq!(Request::decode(&request.encode()), Ok(request));
+                }
+                if let Ok(response) = Response::decode(message) {
+                    prop_assert_eq!(Response::decode(&response.encode()), Ok(response));
+                }
+            }
+        }
+    }
+}

@@ -136,3 +136,70 @@ pub fn decode_rendezvous_record(plaintext: &[u8]) -> Option<Verified<RendezvousR
         });
     sound.then_some(record)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::slot::{SlotKey, SlotName};
+    use crate::testing::{Lab, NOW, name, signed};
+    use overlay_types::DhcpMode;
+    use proptest::prelude::*;
+    use std::net::Ipv4Addr;
+
+    #[test]
+    fn a_full_record_fits_its_slot() {
+        let mut lab = Lab::new("10.77.0.0/16", DhcpMode::Overlay);
+        let (peer, membership) = lab.member("a-rather-long-name-for-a-node");
+        let leases = vec![
+            lab.claim(&peer, Some("a-rather-long-name-for-a-node"))
+                .unwrap(),
+            lab.claim_block(&peer).unwrap(),
+        ];
+        let guests = (0..13).map(|n| Guest {
+            mac: MacAddr([2, 0, 0, 0, 0, n]),
+            ip: Ipv4Addr::new(10, 77, 255, 240 + n).into(),
+            name: Some(name(&format!("virtual-machine-{n}"))),
+        });
+        let mut record = lab.record(&peer, &membership, leases, guests.collect());
+        record.candidates = vec![
+            Candidate::Relayed {
+                via: peer.peer_id(),
+                relay: "[2001:db8::1]:4001".parse().unwrap(),
+                index: u32::MAX
+            };
+            10
+        ];
+        record.control = vec!["/ip4/198.51.100.100/udp/40001/quic-v1/p2p/12D3KooWQYhTNQdmr3ArTeUHRYzFg94BKyTkoWBDWez9kSCVe2Xo/p2p-circuit".into(); 4];
+
+        let record = signed(record, &peer);
+        let key = SlotKey::derive(&[1; 32], &SlotName::Node(peer.peer_id()));
+        let value = key
+            .seal(&record.signed().to_bytes(), NOW * 1000, 3600, &mut lab.rng)
+            .unwrap();
+
+        assert_eq!(
+            decode_node_record(&key.open(&value, NOW).unwrap()),
+            Some(record)
+        );
+    }
+
+    #[test]
+    fn a_record_about_somebody_else_is_none() {
+        let mut lab = Lab::new("10.77.0.0/16", DhcpMode::Overlay);
+        let ((a, member_a), (b, _)) = (lab.member("a"), lab.member("b"));
+        let about_a = lab.record(&a, &member_a, vec![], vec![]);
+        assert!(decode_node_record(&signed(about_a.clone(), &a).signed().to_bytes()).is_some());
+        assert_eq!(
+            decode_node_record(&signed(about_a, &b).signed().to_bytes()),
+            None
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_pass_for_a_record(bytes in proptest::collection::vec(any::<u8>(), 0..5000)) {
+            prop_assert_eq!(decode_node_record(&bytes), None);
+            prop_assert_eq!(decode_rendezvous_record(&bytes), None);
+        }
+    }
+}
