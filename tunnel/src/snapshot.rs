@@ -2,7 +2,7 @@
 //! Places are small numbers that hold within one picture only; names that last are `PortId`, `PeerId` and slots.
 
 use crate::session::{Established, SessionSlot};
-use overlay_types::{DhcpMode, MacAddr, NetworkId, PathAddr, PeerId, PortId, PortKind};
+use overlay_types::{DhcpMode, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId, PortKind};
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 /// Everything that a worker needs to pass frames.
@@ -112,6 +112,17 @@ impl Snapshot {
         let at = self.ports.binary_search_by_key(&id, |&(id, ..)| id).ok()?;
         let (_, network, port) = self.ports[at];
         Some((network, port))
+    }
+
+    /// Whether a port or member of a network is in the picture.
+    pub fn has(&self, network: NetworkId, at: Location) -> bool {
+        let Some(network) = self.network(network) else {
+            return false;
+        };
+        match at {
+            Location::Port(port) => self.port(port).is_some_and(|(of, _)| of == network),
+            Location::Peer(peer) => self.networks[usize::from(network)].peer(peer).is_some(),
+        }
     }
 
     /// The place of a network.

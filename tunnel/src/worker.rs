@@ -375,17 +375,7 @@ impl State {
         }
         self.busy.retain(|slot| self.lanes.contains_key(slot));
         self.busy.reserve(self.lanes.len());
-        self.budgets.keep(|network, at| {
-            let Some(network) = snapshot.network(network) else {
-                return false;
-            };
-            match at {
-                Location::Port(port) => snapshot.port(port).is_some_and(|(of, _)| of == network),
-                Location::Peer(peer) => {
-                    snapshot.networks[usize::from(network)].peer(peer).is_some()
-                }
-            }
-        });
+        self.budgets.keep(|network, at| snapshot.has(network, at));
     }
 
     fn frame_from_port(

@@ -1,58 +1,524 @@
 //! The slow half of the data plane, for all networks of a node: who the peers are, their sessions and paths, what workers
 //! report. It orders the stages and holds no policy: that lives in `switch`, `session` and `path`.
 
+mod context;
+mod datagram;
+mod frame;
 mod message;
+mod network;
+mod peer;
+#[cfg(test)]
+mod tests;
+mod view;
 
 pub use message::{Command, DownReason, EngineConfig, Event, PeerStats, Transmit};
 
-use crate::{snapshot::Snapshot, stats::Counters, worker::Report};
-use overlay_types::PortId;
-use std::{sync::Arc, time::Instant};
+use crate::{
+    path::PathAgent,
+    relay::{RelayClient, RelayEvent},
+    snapshot::Snapshot,
+    split::Rejoiner,
+    stats::Counters,
+    stun::{StunClient, StunEvent},
+    switch::flood::Budgets,
+    worker::Report,
+};
+use context::{Context, PeerKey};
+use network::{Local, Network, Port};
+use overlay_types::{Candidate, DataKeys, Location, MacAddr, NetworkId, PeerId, PortId};
+use peer::{Peer, YIELD};
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Addresses at which peers see us, kept while no STUN server answers.
+const OBSERVED_MAX: usize = 2;
+/// How often the network under us is looked at again because paths fail.
+const REFRESH_PAUSE: Duration = Duration::from_secs(5);
 
 /// The engine of one node.
 pub struct Engine {
-    counters: Counters,
+    ctx: Context,
+    networks: BTreeMap<NetworkId, Network>,
+    port_networks: BTreeMap<PortId, NetworkId>,
+    stun: StunClient,
+    relay: RelayClient,
+    hosts: Vec<SocketAddr>,
+    observed: VecDeque<SocketAddr>,
+    /// Our ways in, as last told.
+    candidates: Vec<Candidate>,
+    refreshed_at: Option<Instant>,
+    snapshot: Arc<Snapshot>,
+    is_published: bool,
+    budgets: Budgets,
+    rejoiner: Rejoiner,
+    unjoined_told: u64,
 }
 
 impl Engine {
     /// An engine without networks.
-    pub fn new(_config: EngineConfig, _now: Instant) -> Self {
+    pub fn new(config: EngineConfig, now: Instant) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(config.seed);
         Self {
-            counters: Counters::default(),
+            stun: StunClient::new(rng.next_u64(), now),
+            relay: RelayClient::new(rng.next_u64(), now),
+            ctx: Context::new(rng, config.unix_at_start, now),
+            networks: BTreeMap::new(),
+            port_networks: BTreeMap::new(),
+            hosts: Vec::new(),
+            observed: VecDeque::new(),
+            candidates: Vec::new(),
+            refreshed_at: None,
+            snapshot: Arc::default(),
+            is_published: false,
+            budgets: Budgets::default(),
+            rejoiner: Rejoiner::new(),
+            unjoined_told: 0,
         }
     }
+
     /// The node wants something.
-    pub fn handle_command(&mut self, _command: Command, _now: Instant) {}
+    pub fn handle_command(&mut self, command: Command, now: Instant) {
+        match command {
+            Command::AddNetwork {
+                id,
+                me,
+                keys,
+                psk,
+                dhcp,
+                mtu,
+            } => {
+                self.remove_network(id, now);
+                self.networks.insert(
+                    id,
+                    Network::new(Local {
+                        id,
+                        me,
+                        keys,
+                        psk,
+                        dhcp,
+                        mtu,
+                    }),
+                );
+                self.ctx.is_dirty = true;
+            }
+            Command::RemoveNetwork(id) => self.remove_network(id, now),
+            Command::UpsertPeer {
+                network,
+                peer,
+                keys,
+                candidates,
+                eager,
+            } => {
+                self.upsert_peer((network, peer), keys, candidates, eager, now);
+            }
+            Command::RemovePeer { network, peer } => self.remove_peer((network, peer), now),
+            Command::AddPort {
+                network,
+                port,
+                kind,
+                mut macs,
+            } => {
+                macs.sort_unstable();
+                self.remove_port(port);
+                if let Some(of) = self.networks.get_mut(&network) {
+                    of.ports.insert(port, Port { kind, macs });
+                    self.port_networks.insert(port, network);
+                }
+            }
+            Command::RemovePort(port) => self.remove_port(port),
+            Command::SetPortMacs { port, mut macs } => {
+                macs.sort_unstable();
+                if let Some(at) = self.port_mut(port) {
+                    at.macs = macs;
+                }
+            }
+            Command::SetBindings { network, bindings } => {
+                if let Some(of) = self.networks.get_mut(&network) {
+                    of.set_bindings(&bindings);
+                    self.ctx.is_dirty = true;
+                    self.answer_late(network, now);
+                }
+            }
+            Command::NoSuchAddress { network, ip } => {
+                if let Some(of) = self.networks.get_mut(&network) {
+                    of.note_absent(ip, now);
+                }
+            }
+            Command::SetStunServers(servers) => self.stun.set_servers(&servers, now),
+            Command::SetRelays(grants) => self.relay.set_grants(&grants, now),
+            Command::SetHostCandidates(hosts) => {
+                self.stun.set_host_candidates(&hosts, now);
+                if hosts != self.hosts {
+                    self.hosts = hosts;
+                    self.stun.refresh(now);
+                    self.relay.refresh(now);
+                }
+            }
+            Command::EmitFrame { port, frame } => self.ctx.deliver(port, frame),
+            Command::SwitchFrame { network, frame } => self.switch_own_frame(network, &frame, now),
+            Command::Ping { network, peer, id } => {
+                self.with_peer((network, peer), now, |peer, _, ctx| peer.ping(id, ctx, now));
+            }
+        }
+        self.settle_node(now);
+    }
+
     /// A worker tells something.
-    pub fn handle_report(&mut self, _report: Report, _now: Instant) {}
+    pub fn handle_report(&mut self, report: Report, now: Instant) {
+        match report {
+            Report::Datagram { from, mut bytes } => self.handle_datagram(from, &mut bytes, now),
+            Report::UnknownSession { from } => self.handle_unknown_session(from, now),
+            Report::Heard { slot, from } => {
+                if let Some(&key) = self.ctx.slots.get(slot) {
+                    self.with_peer(key, now, |peer, _, ctx| peer.heard(slot, from, ctx, now));
+                }
+            }
+            Report::Traffic { slot, traffic } => {
+                if let Some(&key) = self.ctx.slots.get(slot) {
+                    self.with_peer(key, now, |peer, _, ctx| {
+                        peer.handle_traffic(traffic, ctx, now)
+                    });
+                }
+            }
+            Report::StationSeen { network, mac, at } => self.learn(network, mac, at, now),
+            Report::GuestSpoke { port, mac, frame } => self.take_guest(port, mac, &frame, now),
+            Report::AddressWanted {
+                network,
+                port,
+                ip,
+                frame,
+            } => self.want_address(network, port, ip, frame, now),
+            Report::AddressTaken {
+                network,
+                port,
+                mac,
+                ip,
+            } => {
+                self.ctx.tell(Event::AddressTaken {
+                    network,
+                    port,
+                    mac,
+                    ip,
+                });
+            }
+            Report::Punted {
+                network,
+                port,
+                frame,
+            } => self.ctx.tell(Event::FramePunted {
+                network,
+                port,
+                frame,
+            }),
+            Report::Snooped {
+                network,
+                from,
+                frame,
+            } => self.ctx.tell(Event::Snooped {
+                network,
+                from,
+                frame,
+            }),
+            Report::NoSession {
+                network,
+                peer,
+                frame,
+            } => {
+                self.with_peer((network, peer), now, |peer, _, ctx| {
+                    peer.send_or_wait(frame, ctx, now)
+                });
+            }
+            Report::Counted(counted) => self.ctx.counters.merge(&counted),
+        }
+        self.settle_node(now);
+    }
+
     /// Time passed.
-    pub fn handle_timeout(&mut self, _now: Instant) {}
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let due: Vec<PeerKey> = self
+            .ctx
+            .timers
+            .iter()
+            .take_while(|&&(at, _)| at <= now)
+            .map(|&(_, key)| key)
+            .collect();
+        for key in due {
+            self.with_peer(key, now, |_, _, _| ());
+        }
+        self.stun.handle_timeout(now);
+        self.relay.handle_timeout(now);
+        for network in self.networks.values_mut() {
+            self.ctx.is_dirty |= network.stations.age(now);
+        }
+        self.settle_node(now);
+    }
+
     /// When to be called again, and what for.
     pub fn poll_timeout(&self) -> Option<(Instant, &'static str)> {
-        None
+        let peer = self.ctx.timers.first().map(|&(at, _)| (at, "peer"));
+        let ageing = self
+            .networks
+            .values()
+            .filter_map(|n| n.stations.age_at())
+            .min()
+            .map(|at| (at, "age stations"));
+        [
+            peer,
+            ageing,
+            self.stun.poll_timeout(),
+            self.relay.poll_timeout(),
+        ]
+        .into_iter()
+        .flatten()
+        .min_by_key(|&(at, _)| at)
     }
+
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        None
+        self.ctx.transmits.pop_front()
     }
+
     /// The next frame to write to a local port.
     pub fn poll_frame(&mut self) -> Option<(PortId, Vec<u8>)> {
-        None
+        self.ctx.frames.pop_front()
     }
+
     /// What happened next.
     pub fn poll_event(&mut self) -> Option<Event> {
-        None
+        self.ctx.events.pop_front()
     }
-    /// A newer picture for the workers, if anything changed since the last call. Take it after every `handle_*`.
-    pub fn take_snapshot(&mut self, _now: Instant) -> Option<Arc<Snapshot>> {
-        None
+
+    /// A newer picture for the workers, if anything changed since the last call. Take it after every `handle_*`, and give
+    /// it to the workers before anything from [`Self::poll_transmit`] is sent: what is sent may be answered at once.
+    pub fn take_snapshot(&mut self) -> Option<Arc<Snapshot>> {
+        self.draw();
+        (!std::mem::replace(&mut self.is_published, true)).then(|| Arc::clone(&self.snapshot))
     }
+
     /// Every peer, in the order of networks and ids.
-    pub fn peer_stats(&self, _now: Instant) -> Vec<PeerStats> {
-        Vec::new()
+    pub fn peer_stats(&self, now: Instant) -> Vec<PeerStats> {
+        self.networks
+            .values()
+            .flat_map(|network| network.peers.values())
+            .map(|peer| peer.stats(now))
+            .collect()
     }
+
     /// Everything that was counted, by the engine and by the workers as far as they told.
     pub fn counters(&self) -> &Counters {
-        &self.counters
+        &self.ctx.counters
+    }
+
+    /// The picture of now.
+    fn draw(&mut self) -> Arc<Snapshot> {
+        if std::mem::take(&mut self.ctx.is_dirty) {
+            self.snapshot = Arc::new(view::snapshot(&self.networks));
+            self.is_published = false;
+            let snapshot = &self.snapshot;
+            self.budgets.keep(|network, at| snapshot.has(network, at));
+        }
+        Arc::clone(&self.snapshot)
+    }
+
+    fn upsert_peer(
+        &mut self,
+        key: PeerKey,
+        keys: DataKeys,
+        candidates: Vec<Candidate>,
+        eager: bool,
+        now: Instant,
+    ) {
+        let Some(network) = self.networks.get_mut(&key.0) else {
+            return;
+        };
+        if key.1 == network.local.me {
+            return;
+        }
+        let x25519 = keys.x25519;
+        let ctx = &mut self.ctx;
+        let peer = network.peers.entry(key.1).or_insert_with(|| {
+            ctx.is_dirty = true;
+            let mut agent = PathAgent::new(ctx.rng.next_u64(), now);
+            agent.set_local_candidates(&self.candidates, now);
+            Peer::new(key, keys.clone(), agent)
+        });
+        let is_news = peer.keys != keys || peer.candidates != candidates || peer.eager != eager;
+        network.by_key.remove(&peer.keys.x25519);
+        network.by_key.insert(x25519, key.1);
+        (peer.keys, peer.eager) = (keys, eager);
+        peer.agent.set_eager(eager);
+        if peer.candidates != candidates {
+            peer.candidates = candidates;
+            peer.agent.set_remote_candidates(&peer.candidates, now);
+        }
+        if eager && peer.current.is_none() && is_news {
+            let wait = if network.local.me < key.1 {
+                Duration::ZERO
+            } else {
+                YIELD
+            };
+            peer.want_handshake(now + wait);
+        }
+        let stranger = network.take_stranger(&x25519, now);
+        self.with_peer(key, now, |_, _, _| ());
+        if let Some(mut stranger) = stranger {
+            self.handle_datagram(stranger.from, &mut stranger.bytes, now);
+        }
+    }
+
+    fn remove_peer(&mut self, key: PeerKey, now: Instant) {
+        let Some(network) = self.networks.get_mut(&key.0) else {
+            return;
+        };
+        let Some(mut peer) = network.peers.remove(&key.1) else {
+            return;
+        };
+        peer.remove(&mut self.ctx, now);
+        network.by_key.remove(&peer.keys.x25519);
+        network.stations.forget_place(Location::Peer(key.1));
+        self.ctx.is_dirty = true;
+    }
+
+    fn remove_network(&mut self, id: NetworkId, now: Instant) {
+        let Some(network) = self.networks.get(&id) else {
+            return;
+        };
+        let peers: Vec<PeerId> = network.peers.keys().copied().collect();
+        for peer in peers {
+            self.remove_peer((id, peer), now);
+        }
+        self.networks.remove(&id);
+        self.port_networks.retain(|_, of| *of != id);
+        self.ctx.is_dirty = true;
+    }
+
+    fn remove_port(&mut self, port: PortId) {
+        if let Some(network) = self
+            .port_networks
+            .remove(&port)
+            .and_then(|of| self.networks.get_mut(&of))
+        {
+            network.ports.remove(&port);
+            network.stations.forget_place(Location::Port(port));
+        }
+        self.ctx.is_dirty = true;
+    }
+
+    fn port_mut(&mut self, port: PortId) -> Option<&mut Port> {
+        let of = self.port_networks.get(&port)?;
+        self.ctx.is_dirty = true;
+        self.networks.get_mut(of)?.ports.get_mut(&port)
+    }
+
+    fn learn(&mut self, network: NetworkId, mac: MacAddr, at: Location, now: Instant) {
+        use crate::{stats::Counter, switch::mac_table::Learned};
+        let Some(of) = self.networks.get_mut(&network) else {
+            return;
+        };
+        let is_there = match at {
+            Location::Port(port) => of.ports.contains_key(&port),
+            Location::Peer(peer) => of.peers.contains_key(&peer),
+        };
+        if !is_there || of.bindings.values().any(|&(bound, _)| bound == mac) {
+            return;
+        }
+        match of.stations.learn(mac, at, now) {
+            Learned::New | Learned::Moved => {
+                self.ctx.is_dirty = true;
+                self.ctx.tell(Event::MacLearned {
+                    network,
+                    mac,
+                    location: at,
+                });
+            }
+            Learned::Refreshed => {}
+            Learned::Held | Learned::Full => self.ctx.count(Counter::DropMacTable),
+        }
+    }
+
+    /// Does something with a peer, what is due because of it, and lets it settle.
+    fn with_peer<T>(
+        &mut self,
+        key: PeerKey,
+        now: Instant,
+        act: impl FnOnce(&mut Peer, &Local, &mut Context) -> T,
+    ) -> Option<T> {
+        let network = self.networks.get_mut(&key.0)?;
+        let peer = network.peers.get_mut(&key.1)?;
+        let done = act(peer, &network.local, &mut self.ctx);
+        peer.handle_timeout(&network.local, &mut self.ctx, now);
+        let settled = peer.settle(&mut self.ctx, now);
+        if let Some(addr) = settled.observed {
+            self.observed.retain(|&known| known != addr);
+            self.observed.push_front(addr);
+            self.observed.truncate(OBSERVED_MAX);
+        }
+        if settled.is_distressed && self.refreshed_at.is_none_or(|at| now >= at + REFRESH_PAUSE) {
+            self.refreshed_at = Some(now);
+            self.stun.refresh(now);
+            self.relay.refresh(now);
+        }
+        Some(done)
+    }
+
+    /// Sends and tells what the STUN and relay clients want, and makes our ways in known where they changed.
+    fn settle_node(&mut self, now: Instant) {
+        loop {
+            if let Some((to, bytes)) = self
+                .stun
+                .poll_transmit()
+                .or_else(|| self.relay.poll_transmit())
+            {
+                self.ctx.send(overlay_types::PathAddr::Direct(to), &bytes);
+            } else if let Some(event) = self.stun.poll_event() {
+                if let StunEvent::Behaviour(behaviour) = event {
+                    self.ctx.tell(Event::NatLearned(behaviour));
+                }
+            } else if let Some(event) = self.relay.poll_event() {
+                if let RelayEvent::Lost(candidate) = event {
+                    self.ctx.tell(Event::RelayLost(candidate));
+                }
+            } else {
+                break;
+            }
+        }
+        let candidates = self.ways_in();
+        if candidates == self.candidates {
+            return;
+        }
+        self.candidates = candidates;
+        self.ctx
+            .tell(Event::CandidatesChanged(self.candidates.clone()));
+        for network in self.networks.values_mut() {
+            for peer in network.peers.values_mut() {
+                peer.agent.set_local_candidates(&self.candidates, now);
+                peer.settle(&mut self.ctx, now);
+            }
+        }
+    }
+
+    /// Relays first: they are what always works, and what a bounded list must not lose.
+    fn ways_in(&self) -> Vec<Candidate> {
+        let mut reflexive = self.stun.reflexive();
+        if reflexive.is_empty() {
+            reflexive.extend(&self.observed);
+        }
+        let mut candidates = self.relay.bound();
+        candidates.extend(self.hosts.iter().map(|&addr| Candidate::Host(addr)));
+        candidates.extend(
+            reflexive
+                .into_iter()
+                .filter(|addr| !self.hosts.contains(addr))
+                .map(Candidate::Reflexive),
+        );
+        candidates.dedup();
+        candidates.truncate(crate::path::CANDIDATES_MAX);
+        candidates
     }
 }

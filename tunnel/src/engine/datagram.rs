@@ -1,0 +1,197 @@
+//! Datagrams that workers do not open: handshakes, the control lane, STUN, relay control.
+
+use super::{Engine, Event, context::PeerKey, peer::Peer};
+use crate::{
+    path::ControlMessage,
+    session::{Admission, SessionSlot, mac1_matches, open_initiation},
+    stats::Counter,
+    wire::{
+        datagram::{DataHeader, DatagramKind, classify},
+        extension,
+        handshake::HandshakeHeader,
+    },
+    worker,
+};
+use overlay_types::PathAddr;
+use std::time::Instant;
+
+impl Engine {
+    /// Takes a datagram whose relay wrapper is off.
+    pub(super) fn handle_datagram(&mut self, from: PathAddr, bytes: &mut [u8], now: Instant) {
+        match (classify(bytes), from) {
+            (DatagramKind::Data(header), _) => self.handle_control_lane(from, header, bytes, now),
+            (DatagramKind::Initiation, _) => self.handle_initiation(from, bytes, now),
+            (DatagramKind::Response, _) => {
+                self.with_handshake(bytes, now, |peer, bytes, ctx| {
+                    peer.handle_response(from, bytes, ctx, now)
+                });
+            }
+            (DatagramKind::CookieReply, _) => {
+                self.with_handshake(bytes, now, |peer, bytes, ctx| {
+                    peer.handle_cookie_reply(bytes, ctx, now)
+                });
+            }
+            (DatagramKind::Stun, PathAddr::Direct(addr)) => {
+                self.stun.handle_response(addr, bytes, now)
+            }
+            (DatagramKind::RelayControl(_), PathAddr::Direct(addr)) => {
+                self.relay.handle_datagram(addr, bytes, now)
+            }
+            _ => self.ctx.count(Counter::DropUnknownDatagram),
+        }
+    }
+
+    /// Finds the peer whose handshake an answer names.
+    fn with_handshake(
+        &mut self,
+        bytes: &[u8],
+        now: Instant,
+        act: impl FnOnce(&mut Peer, &[u8], &mut super::context::Context),
+    ) {
+        let slot =
+            HandshakeHeader::parse(bytes).map(|header| SessionSlot::from_low_bits(header.index()));
+        let Some(&key) = slot.and_then(|slot| self.ctx.slots.get(slot)) else {
+            return self.ctx.count(Counter::DropHandshake);
+        };
+        self.with_peer(key, now, |peer, _, ctx| act(peer, bytes, ctx));
+    }
+
+    fn handle_initiation(&mut self, from: PathAddr, bytes: &[u8], now: Instant) {
+        let ours = self
+            .networks
+            .values_mut()
+            .find(|n| mac1_matches(n.local.keys.x25519(), n.local.id, bytes));
+        let Some(network) = ours else {
+            return self.ctx.count(Counter::DropStranger);
+        };
+        let (local, ctx) = (&network.local, &mut self.ctx);
+        match ctx.gate.admit(
+            from.socket_addr(),
+            bytes,
+            local.keys.x25519(),
+            local.id,
+            now,
+            &mut ctx.rng,
+        ) {
+            Admission::Open => {}
+            Admission::Reply(reply) => return ctx.send(from, &reply),
+            Admission::Drop => return ctx.count(Counter::DropHandshakeLoad),
+        }
+        let Ok(initiation) = open_initiation(&local.keys, local.id, bytes, &mut ctx.rng) else {
+            return ctx.count(Counter::DropHandshake);
+        };
+        let id = local.id;
+        let Some(&peer) = network.by_key.get(&initiation.x25519) else {
+            ctx.count(Counter::DropUnknownPeer);
+            if network.keep_stranger(initiation.x25519, from, bytes.to_vec(), now) {
+                ctx.tell(Event::UnknownPeer {
+                    network: id,
+                    x25519: initiation.x25519,
+                });
+            }
+            return;
+        };
+        self.with_peer((id, peer), now, |peer, local, ctx| {
+            if peer.outranks(local) {
+                return; // ours is under way, and the other side answers it
+            }
+            if !peer.accept_timestamp(initiation.timestamp) {
+                return ctx.count(Counter::DropHandshake);
+            }
+            let Ok(slot) = ctx.slots.insert(peer.key, &mut ctx.rng) else {
+                return ctx.count(Counter::DropHandshakeLoad);
+            };
+            match initiation.respond(&local.psk, slot, ctx.aes) {
+                Ok((message, established)) => {
+                    peer.handle_responded(established, ctx, now);
+                    ctx.count(Counter::HandshakesSent);
+                    ctx.send(from, &message);
+                }
+                Err(_) => {
+                    ctx.slots.remove(slot);
+                    ctx.count(Counter::DropHandshake);
+                }
+            }
+        });
+    }
+
+    fn handle_control_lane(
+        &mut self,
+        from: PathAddr,
+        header: DataHeader,
+        bytes: &mut [u8],
+        now: Instant,
+    ) {
+        let (slot, size) = (header.slot(), bytes.len());
+        let Some(&key) = self.ctx.slots.get(slot) else {
+            self.ctx.count(Counter::DropUnknownSession);
+            return self.handle_unknown_session(from, now);
+        };
+        let opened = self.with_peer(key, now, |peer, _, ctx| {
+            let live = peer.session_mut(slot)?;
+            let plaintext = match live.recv.open(bytes) {
+                Ok(plaintext) => plaintext,
+                Err(error) => {
+                    ctx.count(worker::why_not_opened(&error));
+                    return None;
+                }
+            };
+            peer.count_received(size);
+            peer.heard(slot, from, ctx, now);
+            match plaintext.split_first() {
+                Some((&extension::CONTROL, message)) => {
+                    peer.handle_control(from, ControlMessage::decode(message), ctx, now);
+                    None
+                }
+                Some((&extension::PLAIN | &extension::HALF, _)) => {
+                    peer.note_data_received(ctx, now);
+                    Some(&*plaintext)
+                }
+                _ => {
+                    ctx.count(Counter::DropUnknownExtension);
+                    None
+                }
+            }
+        });
+        if let Some(Some(plaintext)) = opened {
+            self.handle_lane_frame(key, slot, plaintext, now);
+        }
+    }
+
+    fn handle_lane_frame(
+        &mut self,
+        key: PeerKey,
+        slot: SessionSlot,
+        plaintext: &[u8],
+        now: Instant,
+    ) {
+        if plaintext[0] == extension::PLAIN {
+            return self.switch_peer_frame(key, &plaintext[1..], now);
+        }
+        let mut rejoiner = std::mem::take(&mut self.rejoiner);
+        if let Some(frame) = rejoiner.accept(u64::from(slot.index(0)), plaintext, now) {
+            self.switch_peer_frame(key, frame, now);
+        }
+        self.rejoiner = rejoiner;
+        let unjoined = worker::unjoined(&self.rejoiner);
+        self.ctx.counters.add(
+            Counter::DropUnjoined,
+            unjoined - std::mem::replace(&mut self.unjoined_told, unjoined),
+        );
+    }
+
+    /// Somebody uses a session that we do not have: probably one from before our restart. If its address is a known
+    /// peer's, that peer is asked for a new one; anybody else gets no answer.
+    pub(super) fn handle_unknown_session(&mut self, from: PathAddr, now: Instant) {
+        let known: Vec<PeerKey> = self
+            .networks
+            .values()
+            .flat_map(|network| network.peers.values())
+            .filter(|peer| !peer.is_well(now) && peer.may_be_at(from))
+            .map(|peer| peer.key)
+            .collect();
+        for key in known {
+            self.with_peer(key, now, |peer, _, _| peer.want_handshake_seldom(now));
+        }
+    }
+}

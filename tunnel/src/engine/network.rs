@@ -1,0 +1,189 @@
+//! One network as the engine knows it: this node's part in it, ports, bindings, learned stations, and what waits for an
+//! answer from the node. Peers stand in [`super::peer`].
+
+use super::peer::Peer;
+use crate::{session::LocalKeys, switch::mac_table::MacTable};
+use overlay_types::{
+    Binding, DhcpMode, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId, PortKind,
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+use zeroize::Zeroizing;
+
+/// Questions that wait for their address to be found.
+const QUESTIONS_MAX: usize = 64;
+/// How long a question waits; its asker repeats it sooner.
+const QUESTION_LIFE: Duration = Duration::from_secs(5);
+/// How often the node is asked for the same address.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// Addresses known to be nobody's, and for how long.
+const ABSENT_MAX: usize = 256;
+/// See [`ABSENT_MAX`].
+const ABSENT_FOR: Duration = Duration::from_secs(5);
+/// First messages by unknown keys that wait for the node to know them.
+const STRANGERS_MAX: usize = 16;
+/// How long they wait; their sender repeats them sooner.
+const STRANGER_LIFE: Duration = Duration::from_secs(10);
+
+/// This node's part in a network.
+pub(super) struct Local {
+    pub(super) id: NetworkId,
+    pub(super) me: PeerId,
+    pub(super) keys: LocalKeys,
+    pub(super) psk: Zeroizing<[u8; 32]>,
+    pub(super) dhcp: DhcpMode,
+    pub(super) mtu: u16,
+}
+
+/// A local port.
+pub(super) struct Port {
+    pub(super) kind: PortKind,
+    /// In order.
+    pub(super) macs: Vec<MacAddr>,
+}
+
+/// A question about an address that nothing is bound to.
+pub(super) struct Question {
+    pub(super) ip: IpAddr,
+    pub(super) port: PortId,
+    pub(super) frame: Vec<u8>,
+    at: Instant,
+}
+
+/// A first message by a key that we do not know.
+pub(super) struct Stranger {
+    pub(super) x25519: [u8; 32],
+    pub(super) from: PathAddr,
+    pub(super) bytes: Vec<u8>,
+    at: Instant,
+}
+
+/// One network.
+pub(super) struct Network {
+    pub(super) local: Local,
+    pub(super) peers: BTreeMap<PeerId, Peer>,
+    /// Which member uses a key.
+    pub(super) by_key: BTreeMap<[u8; 32], PeerId>,
+    pub(super) ports: BTreeMap<PortId, Port>,
+    pub(super) bindings: BTreeMap<IpAddr, (MacAddr, Location)>,
+    pub(super) stations: MacTable,
+    questions: VecDeque<Question>,
+    absent: BTreeMap<IpAddr, Instant>,
+    strangers: VecDeque<Stranger>,
+}
+
+impl Network {
+    pub(super) fn new(local: Local) -> Self {
+        Self {
+            local,
+            peers: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            bindings: BTreeMap::new(),
+            stations: MacTable::default(),
+            questions: VecDeque::new(),
+            absent: BTreeMap::new(),
+            strangers: VecDeque::new(),
+        }
+    }
+
+    /// Replaces the bindings; what is bound is not learned any longer.
+    pub(super) fn set_bindings(&mut self, bindings: &[Binding]) {
+        self.bindings = bindings
+            .iter()
+            .map(|b| (b.ip, (b.mac, b.location)))
+            .collect();
+        for binding in bindings {
+            self.stations.forget(binding.mac);
+        }
+        self.absent.retain(|ip, _| !self.bindings.contains_key(ip));
+    }
+
+    /// Keeps a question; true when the node should be asked for its address.
+    pub(super) fn ask(&mut self, ip: IpAddr, port: PortId, frame: Vec<u8>, now: Instant) -> bool {
+        self.absent.retain(|_, until| *until > now);
+        if self.absent.contains_key(&ip) {
+            return false;
+        }
+        self.questions
+            .retain(|q| now.saturating_duration_since(q.at) < QUESTION_LIFE);
+        let was_asked = self
+            .questions
+            .iter()
+            .any(|q| q.ip == ip && now.saturating_duration_since(q.at) < ASK_EVERY);
+        if was_asked
+            && self
+                .questions
+                .iter()
+                .any(|q| q.ip == ip && q.port == port && q.frame == frame)
+        {
+            return false; // the same one once more
+        }
+        if self.questions.len() == QUESTIONS_MAX {
+            self.questions.pop_front();
+        }
+        self.questions.push_back(Question {
+            ip,
+            port,
+            frame,
+            at: now,
+        });
+        !was_asked
+    }
+
+    /// Takes the questions whose address is bound by now.
+    pub(super) fn take_answerable(&mut self, now: Instant) -> Vec<Question> {
+        let (ready, wait): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.questions)
+            .into_iter()
+            .filter(|q| now.saturating_duration_since(q.at) < QUESTION_LIFE)
+            .partition(|q| self.bindings.contains_key(&q.ip));
+        self.questions = wait;
+        ready.into()
+    }
+
+    /// Nobody has this address; the node is not asked for it for a while.
+    pub(super) fn note_absent(&mut self, ip: IpAddr, now: Instant) {
+        self.questions.retain(|q| q.ip != ip);
+        if self.absent.len() < ABSENT_MAX {
+            self.absent.insert(ip, now + ABSENT_FOR);
+        }
+    }
+
+    /// Keeps a first message of an unknown key; true when the node should hear of the key.
+    pub(super) fn keep_stranger(
+        &mut self,
+        x25519: [u8; 32],
+        from: PathAddr,
+        bytes: Vec<u8>,
+        now: Instant,
+    ) -> bool {
+        self.strangers
+            .retain(|s| now.saturating_duration_since(s.at) < STRANGER_LIFE);
+        let is_news = !self
+            .strangers
+            .iter()
+            .any(|s| s.x25519 == x25519 && now.saturating_duration_since(s.at) < ASK_EVERY);
+        self.strangers.retain(|s| s.x25519 != x25519); // only the newest one can still be answered
+        if self.strangers.len() == STRANGERS_MAX {
+            self.strangers.pop_front();
+        }
+        self.strangers.push_back(Stranger {
+            x25519,
+            from,
+            bytes,
+            at: now,
+        });
+        is_news
+    }
+
+    /// Takes the first message that a member sent before we knew it.
+    pub(super) fn take_stranger(&mut self, x25519: &[u8; 32], now: Instant) -> Option<Stranger> {
+        let at = self.strangers.iter().position(|s| s.x25519 == *x25519)?;
+        self.strangers
+            .remove(at)
+            .filter(|s| now.saturating_duration_since(s.at) < STRANGER_LIFE)
+    }
+}

@@ -1,0 +1,132 @@
+//! Draws the picture of the world that workers work from.
+
+use super::network::Network;
+use crate::snapshot::{
+    BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station,
+};
+use overlay_types::{Location, MacAddr, NetworkId, PortId};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+/// An Ethernet header and two VLAN tags around the largest IP packet.
+const FRAME_OVERHEAD: usize = 22;
+
+/// The whole picture.
+pub(super) fn snapshot(networks: &BTreeMap<NetworkId, Network>) -> Snapshot {
+    let mut snapshot = Snapshot::default();
+    for (at, network) in networks.values().enumerate() {
+        let at = at as u16;
+        for (peer, member) in network.peers.values().enumerate() {
+            snapshot
+                .sessions
+                .extend(member.sessions().map(|live| SessionView {
+                    slot: live.slot,
+                    established: Arc::clone(&live.established),
+                    network: at,
+                    peer: peer as u16,
+                }));
+        }
+        snapshot.ports.extend(
+            network
+                .ports
+                .keys()
+                .enumerate()
+                .map(|(place, &id)| (id, at, place as u16)),
+        );
+        snapshot.networks.push(view(network));
+    }
+    snapshot.ports.sort_unstable();
+    snapshot
+}
+
+fn view(network: &Network) -> NetworkView {
+    let ports = network
+        .ports
+        .iter()
+        .map(|(&id, port)| PortView {
+            id,
+            kind: port.kind,
+            macs: port.macs.clone(),
+        })
+        .collect();
+    let peers = network.peers.iter().map(|(&id, peer)| PeerView {
+        id,
+        way: peer.way(),
+    });
+    let mut view = NetworkView {
+        id: network.local.id,
+        me: network.local.me,
+        dhcp: network.local.dhcp,
+        frame_bytes_max: usize::from(network.local.mtu) + FRAME_OVERHEAD,
+        ports,
+        peers: peers.collect(),
+        bindings: HashMap::new(),
+        stations: HashMap::new(),
+    };
+    view.bindings = network
+        .bindings
+        .iter()
+        .map(|(&ip, &(mac, at))| {
+            (
+                ip,
+                BoundAddress {
+                    mac,
+                    place: place(network, &view, mac, at),
+                },
+            )
+        })
+        .collect();
+    view.stations = stations(network, &view);
+    view
+}
+
+/// Later ones win: what is bound is stronger than what a port lists, a member's own MAC, and what was learned.
+fn stations(network: &Network, view: &NetworkView) -> HashMap<MacAddr, Station> {
+    let learned = network.stations.iter().map(|(mac, at)| (mac, at, false));
+    let members = network
+        .peers
+        .keys()
+        .map(|&peer| (peer.host_mac(), Location::Peer(peer), true));
+    let listed = network.ports.iter().flat_map(|(&id, port)| {
+        port.macs
+            .iter()
+            .map(move |&mac| (mac, Location::Port(id), true))
+    });
+    let bound = network.bindings.values().map(|&(mac, at)| (mac, at, true));
+    learned
+        .chain(members)
+        .chain(listed)
+        .chain(bound)
+        .map(|(mac, at, bound)| {
+            (
+                mac,
+                Station {
+                    place: place(network, view, mac, at),
+                    bound,
+                },
+            )
+        })
+        .collect()
+}
+
+fn place(network: &Network, view: &NetworkView, mac: MacAddr, at: Location) -> Place {
+    let port_place = |id: PortId| {
+        view.ports
+            .binary_search_by_key(&id, |p| p.id)
+            .ok()
+            .map(|at| Place::Port(at as u16))
+    };
+    let place = match at {
+        Location::Port(id) => port_place(id),
+        // Our own stations, as other members see them: behind the port that lists them.
+        Location::Peer(peer) if peer == view.me => network
+            .ports
+            .iter()
+            .find(|(_, port)| port.macs.contains(&mac))
+            .and_then(|(&id, _)| port_place(id)),
+        Location::Peer(peer) => view.peer(peer).map(Place::Peer),
+    };
+    place.unwrap_or(Place::Elsewhere)
+}
