@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 /// Bytes that may pass now, refilled at a steady rate.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     bytes: u64,
     rate: u64,
     burst: u64,
@@ -16,7 +16,7 @@ const BURST_MIN: u64 = 64 * 1024;
 
 impl Budget {
     /// `rate` in bytes a second; an eighth of a second of it may come at once.
-    pub(super) fn new(rate: u64, now: Instant) -> Self {
+    pub(crate) fn new(rate: u64, now: Instant) -> Self {
         let burst = (rate / 8).max(BURST_MIN);
         Self {
             bytes: burst,
@@ -27,7 +27,7 @@ impl Budget {
     }
 
     /// Whether `bytes` fit now.
-    pub(super) fn has(&mut self, bytes: u64, now: Instant) -> bool {
+    pub(crate) fn has(&mut self, bytes: u64, now: Instant) -> bool {
         let elapsed = now
             .saturating_duration_since(self.refilled_at)
             .min(Duration::from_secs(60));
@@ -42,7 +42,7 @@ impl Budget {
     }
 
     /// Pays, as far as there is anything left.
-    pub(super) fn pay(&mut self, bytes: u64) {
+    pub(crate) fn pay(&mut self, bytes: u64) {
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 }

@@ -1,7 +1,7 @@
 //! Frames through a third node that both peers reach: the relay passes sealed datagrams on and can read nothing.
 //! Who may have a place at a relay is agreed over the control plane, which hands both sides a [`RelayGrant`].
 
-mod budget;
+pub(crate) mod budget;
 mod client;
 pub mod message;
 mod server;
