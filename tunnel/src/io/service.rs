@@ -110,25 +110,48 @@ impl FabricService {
     ///
     /// # Errors
     /// As [`Self::start`].
-    pub fn start_with(main: SocketAddr, alternate: SocketAddr, limits: RelayLimits) -> io::Result<Self> {
+    pub fn start_with(
+        main: SocketAddr,
+        alternate: SocketAddr,
+        limits: RelayLimits,
+    ) -> io::Result<Self> {
         let mut sockets = open_both_versions(main, true)?;
         let main = sockets[0].addr;
         sockets.extend(open_both_versions(alternate, false)?);
-        let alternate = sockets.iter().find(|s| !s.is_main).map_or(alternate, |s| s.addr);
+        let alternate = sockets
+            .iter()
+            .find(|s| !s.is_main)
+            .map_or(alternate, |s| s.addr);
 
         let mut seed = [0; 32];
-        aws_lc_rs::rand::fill(&mut seed).map_err(|_| io::Error::other("the kernel gives no random bytes"))?;
+        aws_lc_rs::rand::fill(&mut seed)
+            .map_err(|_| io::Error::other("the kernel gives no random bytes"))?;
         let now = Instant::now();
         let relay = RelayServer::new(seed, limits, now);
         let stun_budget = Budget::new(STUN_RATE, now);
-        let state = Mutex::new(State { relay, stun_budget, stats: ServiceStats::default() });
+        let state = Mutex::new(State {
+            relay,
+            stun_budget,
+            stats: ServiceStats::default(),
+        });
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared = Arc::new(Shared { state, stop: AtomicBool::new(false), bell });
-        let thread = std::thread::Builder::new().name("farlan-fabric".into()).spawn({
-            let shared = Arc::clone(&shared);
-            move || serve(&shared, &sockets)
-        })?;
-        Ok(Self { shared, thread: Some(thread), main, alternate })
+        let shared = Arc::new(Shared {
+            state,
+            stop: AtomicBool::new(false),
+            bell,
+        });
+        let thread = std::thread::Builder::new()
+            .name("farlan-fabric".into())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || serve(&shared, &sockets)
+            })?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+            main,
+            alternate,
+        })
     }
 
     /// Where the main socket is bound.
@@ -152,7 +175,10 @@ impl FabricService {
     /// Counters.
     pub fn stats(&self) -> ServiceStats {
         let state = self.shared.state();
-        ServiceStats { relay: state.relay.stats(), ..state.stats }
+        ServiceStats {
+            relay: state.relay.stats(),
+            ..state.stats
+        }
     }
 
     fn ring(&self) {
@@ -187,9 +213,15 @@ fn serve(shared: &Shared, sockets: &[Socket]) {
 fn wait(shared: &Shared, sockets: &[Socket], deadline: Option<Instant>) {
     let timeout = deadline.map(|at| {
         let left = at.saturating_duration_since(Instant::now());
-        Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: left.subsec_nanos().into(),
+        }
     });
-    let mut fds: Vec<_> = sockets.iter().map(|s| PollFd::new(&s.udp, PollFlags::IN)).collect();
+    let mut fds: Vec<_> = sockets
+        .iter()
+        .map(|s| PollFd::new(&s.udp, PollFlags::IN))
+        .collect();
     fds.push(PollFd::new(&shared.bell, PollFlags::IN));
     // An interrupted wait is only a short one.
     let _woken = poll(&mut fds, timeout.as_ref());
@@ -198,9 +230,15 @@ fn wait(shared: &Shared, sockets: &[Socket], deadline: Option<Instant>) {
 
 fn serve_turn(shared: &Shared, sockets: &[Socket], socket: &Socket, buffers: &mut [u8]) {
     for _ in 0..TURN {
-        let mut slices: Vec<_> = buffers.chunks_mut(BUFFER_BYTES).map(IoSliceMut::new).collect();
+        let mut slices: Vec<_> = buffers
+            .chunks_mut(BUFFER_BYTES)
+            .map(IoSliceMut::new)
+            .collect();
         let mut metas = [RecvMeta::default(); BATCH];
-        match socket.offloads.recv(UdpSockRef::from(&socket.udp), &mut slices, &mut metas) {
+        match socket
+            .offloads
+            .recv(UdpSockRef::from(&socket.udp), &mut slices, &mut metas)
+        {
             Ok(received) => {
                 let mut state = shared.state();
                 for (buffer, meta) in buffers.chunks_mut(BUFFER_BYTES).zip(&metas).take(received) {
@@ -216,7 +254,13 @@ fn serve_turn(shared: &Shared, sockets: &[Socket], socket: &Socket, buffers: &mu
 
 /// Handles what the kernel joined into one buffer: datagrams of one source and, but for the last, one size. Neighbours
 /// that go to the same place leave joined as they came.
-fn handle_batch(state: &mut State, sockets: &[Socket], socket: &Socket, meta: &RecvMeta, bytes: &mut [u8]) {
+fn handle_batch(
+    state: &mut State,
+    sockets: &[Socket],
+    socket: &Socket,
+    meta: &RecvMeta,
+    bytes: &mut [u8],
+) {
     let now = Instant::now();
     let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
     let stride = meta.stride.max(1);
@@ -258,13 +302,29 @@ fn handle_batch(state: &mut State, sockets: &[Socket], socket: &Socket, meta: &R
     }
 }
 
-fn answer_stun(state: &mut State, sockets: &[Socket], socket: &Socket, meta: &RecvMeta, question: &[u8], now: Instant) {
+fn answer_stun(
+    state: &mut State,
+    sockets: &[Socket],
+    socket: &Socket,
+    meta: &RecvMeta,
+    question: &[u8],
+    now: Instant,
+) {
     let from = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
-    let reached = meta.dst_ip.unwrap_or_else(|| socket.addr.ip()).to_canonical();
-    let second = sockets.iter().find(|s| s.is_main != socket.is_main && s.addr.is_ipv4() == socket.addr.is_ipv4());
+    let reached = meta
+        .dst_ip
+        .unwrap_or_else(|| socket.addr.ip())
+        .to_canonical();
+    let second = sockets
+        .iter()
+        .find(|s| s.is_main != socket.is_main && s.addr.is_ipv4() == socket.addr.is_ipv4());
     let second = second.unwrap_or(socket);
     let at = SocketAddr::new(reached, socket.addr.port());
-    let second_ip = if second.addr.ip().is_unspecified() { reached } else { second.addr.ip() };
+    let second_ip = if second.addr.ip().is_unspecified() {
+        reached
+    } else {
+        second.addr.ip()
+    };
     let other = SocketAddr::new(second_ip, second.addr.port());
     let Some(answer) = server_answer(question, from, at, other) else {
         state.stats.dropped_unknown += 1;
@@ -277,12 +337,26 @@ fn answer_stun(state: &mut State, sockets: &[Socket], socket: &Socket, meta: &Re
     }
     state.stun_budget.pay(bytes);
     state.stats.stun_answered += 1;
-    let (leaves, source) = if answer.from_other { (second, other.ip()) } else { (socket, reached) };
-    send(state, leaves, from, &answer.bytes, answer.bytes.len(), Some(source));
+    let (leaves, source) = if answer.from_other {
+        (second, other.ip())
+    } else {
+        (socket, reached)
+    };
+    send(
+        state,
+        leaves,
+        from,
+        &answer.bytes,
+        answer.bytes.len(),
+        Some(source),
+    );
 }
 
 fn forward(state: &mut State, sockets: &[Socket], to: SocketAddr, bytes: &[u8], stride: usize) {
-    let Some(socket) = sockets.iter().find(|s| s.is_main && s.addr.is_ipv4() == to.is_ipv4()) else {
+    let Some(socket) = sockets
+        .iter()
+        .find(|s| s.is_main && s.addr.is_ipv4() == to.is_ipv4())
+    else {
         state.stats.dropped_send += 1;
         return;
     };
@@ -292,10 +366,27 @@ fn forward(state: &mut State, sockets: &[Socket], to: SocketAddr, bytes: &[u8], 
     }
 }
 
-fn send(state: &mut State, socket: &Socket, to: SocketAddr, bytes: &[u8], stride: usize, source: Option<IpAddr>) {
+fn send(
+    state: &mut State,
+    socket: &Socket,
+    to: SocketAddr,
+    bytes: &[u8],
+    stride: usize,
+    source: Option<IpAddr>,
+) {
     let segment_size = (bytes.len() > stride).then_some(stride);
-    let transmit = Transmit { destination: to, ecn: None, contents: bytes, segment_size, src_ip: source };
-    if socket.offloads.try_send(UdpSockRef::from(&socket.udp), &transmit).is_err() {
+    let transmit = Transmit {
+        destination: to,
+        ecn: None,
+        contents: bytes,
+        segment_size,
+        src_ip: source,
+    };
+    if socket
+        .offloads
+        .try_send(UdpSockRef::from(&socket.udp), &transmit)
+        .is_err()
+    {
         state.stats.dropped_send += bytes.len().div_ceil(stride) as u64;
     }
 }
@@ -303,17 +394,40 @@ fn send(state: &mut State, socket: &Socket, to: SocketAddr, bytes: &[u8], stride
 /// The socket at `addr`, and for an unspecified address its twin of the other IP version where there is one.
 fn open_both_versions(addr: SocketAddr, is_main: bool) -> io::Result<Vec<Socket>> {
     let first = open(addr, is_main)?;
-    let twin: IpAddr = if addr.is_ipv4() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let twin = addr.ip().is_unspecified().then(|| open(SocketAddr::new(twin, first.addr.port()), is_main));
+    let twin: IpAddr = if addr.is_ipv4() {
+        Ipv6Addr::UNSPECIFIED.into()
+    } else {
+        Ipv4Addr::UNSPECIFIED.into()
+    };
+    let twin = addr
+        .ip()
+        .is_unspecified()
+        .then(|| open(SocketAddr::new(twin, first.addr.port()), is_main));
     // A host may well have only one IP version.
-    Ok(std::iter::once(first).chain(twin.and_then(Result::ok)).collect())
+    Ok(std::iter::once(first)
+        .chain(twin.and_then(Result::ok))
+        .collect())
 }
 
 fn open(addr: SocketAddr, is_main: bool) -> io::Result<Socket> {
-    let named = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on UDP {addr}: {error}"));
+    let named = |error: io::Error| {
+        io::Error::new(
+            error.kind(),
+            format!("cannot listen on UDP {addr}: {error}"),
+        )
+    };
     let open = || -> io::Result<Socket> {
-        let family = if addr.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let fd = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+        let family = if addr.is_ipv4() {
+            AddressFamily::INET
+        } else {
+            AddressFamily::INET6
+        };
+        let fd = socket_with(
+            family,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )?;
         if addr.is_ipv6() {
             sockopt::set_ipv6_v6only(&fd, true)?;
         }
@@ -324,7 +438,12 @@ fn open(addr: SocketAddr, is_main: bool) -> io::Result<Socket> {
         let _granted = offloads.set_recv_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER_BYTES);
         let _granted = offloads.set_send_buffer_size(UdpSockRef::from(&udp), SOCKET_BUFFER_BYTES);
         let addr = udp.local_addr()?;
-        Ok(Socket { udp, offloads, addr, is_main })
+        Ok(Socket {
+            udp,
+            offloads,
+            addr,
+            is_main,
+        })
     };
     open().map_err(named)
 }
@@ -342,12 +461,18 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(5);
 
     fn service() -> FabricService {
-        FabricService::start("127.0.0.1:0".parse().unwrap(), "127.0.0.1:0".parse().unwrap()).unwrap()
+        FabricService::start(
+            "127.0.0.1:0".parse().unwrap(),
+            "127.0.0.1:0".parse().unwrap(),
+        )
+        .unwrap()
     }
 
     fn socket() -> UdpSocket {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .unwrap();
         socket
     }
 
@@ -362,7 +487,12 @@ mod tests {
         let Allocation { index, key } = service.allocate(PeerId([n; 32])).unwrap();
         let began = Instant::now();
         let mut client = RelayClient::new(u64::from(n), began);
-        let grant = RelayGrant { via: PeerId([9; 32]), relay: service.main_addr(), index, key };
+        let grant = RelayGrant {
+            via: PeerId([9; 32]),
+            relay: service.main_addr(),
+            index,
+            key,
+        };
         client.set_grants(&[grant], began);
         while began.elapsed() < PATIENCE {
             while let Some((to, bytes)) = client.poll_transmit() {
@@ -389,7 +519,11 @@ mod tests {
         client.set_servers(&[service.main_addr()], began);
         let mut sources = Vec::new();
         while client.behaviour().mapping == NatRule::Unknown || sources.len() < 3 {
-            assert!(began.elapsed() < PATIENCE, "{sources:?} {:?}", service.stats());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "{sources:?} {:?}",
+                service.stats()
+            );
             while let Some((to, bytes)) = client.poll_transmit() {
                 socket.send_to(&bytes, to).unwrap();
             }
@@ -401,7 +535,10 @@ mod tests {
         }
         let (main, alternate) = (service.main_addr(), service.alternate_addr());
         assert_eq!(sources[..3], [main, alternate, alternate]); // plain, changed port, asked there
-        assert_eq!((client.behaviour().mapping, client.behaviour().filtering), (NatRule::None, NatRule::None));
+        assert_eq!(
+            (client.behaviour().mapping, client.behaviour().filtering),
+            (NatRule::None, NatRule::None)
+        );
     }
 
     #[test]
@@ -409,8 +546,17 @@ mod tests {
         let (service, a, b, stranger) = (service(), socket(), socket(), socket());
         let (index_a, index_b) = (bound(&service, &a, 1), bound(&service, &b, 2));
 
-        stranger.send_to(&[RelayHeader::new(index_b).as_bytes(), b"stray"].concat(), service.main_addr()).unwrap();
-        a.send_to(&[RelayHeader::new(index_b).as_bytes(), b"sealed"].concat(), service.main_addr()).unwrap();
+        stranger
+            .send_to(
+                &[RelayHeader::new(index_b).as_bytes(), b"stray"].concat(),
+                service.main_addr(),
+            )
+            .unwrap();
+        a.send_to(
+            &[RelayHeader::new(index_b).as_bytes(), b"sealed"].concat(),
+            service.main_addr(),
+        )
+        .unwrap();
         let began = Instant::now();
         let received = loop {
             if let Some(received) = receive(&b) {
@@ -418,33 +564,68 @@ mod tests {
             }
             assert!(began.elapsed() < PATIENCE, "{:?}", service.stats());
         };
-        assert_eq!(received, ([RelayHeader::new(index_a).as_bytes(), b"sealed"].concat(), service.main_addr()));
+        assert_eq!(
+            received,
+            (
+                [RelayHeader::new(index_a).as_bytes(), b"sealed"].concat(),
+                service.main_addr()
+            )
+        );
         assert_eq!((receive(&b), receive(&stranger)), (None, None));
         assert_eq!(service.stats().relay.dropped_stranger, 1);
     }
 
     #[test]
-    fn many_datagrams_arrive_whole_and_in_order() {
+    fn what_the_kernel_joined_arrives_whole_and_in_order() {
         let (service, a, b) = (service(), socket(), socket());
         bound(&service, &a, 1);
         let index = bound(&service, &b, 2);
-        for n in 0..100u8 {
-            let payload = vec![n; if n % 10 == 9 { 300 } else { 1200 }];
-            a.send_to(&[RelayHeader::new(index).as_bytes(), &payload].concat(), service.main_addr()).unwrap();
+        let offloads = UdpSocketState::new(UdpSockRef::from(&a)).unwrap();
+        let datagram = |n: u8| {
+            [
+                RelayHeader::new(index).as_bytes(),
+                &vec![n; if n % 10 == 9 { 300 } else { 1200 }],
+            ]
+            .concat()
+        };
+        for batch in 0..4u8 {
+            let contents = (batch * 10..batch * 10 + 10)
+                .flat_map(datagram)
+                .collect::<Vec<_>>();
+            let destination = service.main_addr();
+            let transmit = Transmit {
+                destination,
+                ecn: None,
+                contents: &contents,
+                segment_size: Some(1208),
+                src_ip: None,
+            };
+            offloads.try_send(UdpSockRef::from(&a), &transmit).unwrap();
         }
-        let received: Vec<_> = std::iter::from_fn(|| receive(&b)).map(|(bytes, _)| (bytes[8], bytes.len())).collect();
-        let expected: Vec<_> = (0..100u8).map(|n| (n, if n % 10 == 9 { 308 } else { 1208 })).collect();
+        let received: Vec<_> = std::iter::from_fn(|| receive(&b))
+            .map(|(bytes, _)| (bytes[8], bytes.len()))
+            .collect();
+        let expected: Vec<_> = (0..40u8).map(|n| (n, datagram(n).len())).collect();
         assert_eq!(received, expected);
+        assert_eq!(service.stats().relay.forwarded, 40);
     }
 
     #[test]
     fn an_unspecified_address_serves_both_ip_versions() {
-        let Ok(six) = UdpSocket::bind("[::1]:0") else { return }; // a host without IPv6
+        let Ok(six) = UdpSocket::bind("[::1]:0") else {
+            return;
+        }; // a host without IPv6
         six.set_read_timeout(Some(PATIENCE)).unwrap();
         let unspecified = "0.0.0.0:0".parse().unwrap();
         let service = FabricService::start(unspecified, unspecified).unwrap();
         let mut client = StunClient::new(1, Instant::now());
-        client.set_servers(&[SocketAddr::new(Ipv6Addr::LOCALHOST.into(), service.main_addr().port())], Instant::now());
+        client.set_servers(
+            &[SocketAddr::new(
+                Ipv6Addr::LOCALHOST.into(),
+                service.main_addr().port(),
+            )],
+            Instant::now(),
+        );
         let (to, bytes) = client.poll_transmit().unwrap();
         six.send_to(&bytes, to).unwrap();
         let (bytes, from) = receive(&six).expect("an answer over IPv6");
