@@ -5,6 +5,8 @@
 //! what to do, so the simulator runs the very same code.
 
 pub mod engine;
+#[cfg(feature = "io")]
+pub mod io;
 pub mod packet_buf;
 pub mod path;
 pub mod relay;

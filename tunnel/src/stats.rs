@@ -93,6 +93,18 @@ counters! {
     DropEngineQueue => "drop_engine_queue",
     /// Drop: a MAC that could not be learned because its table or its place is full.
     DropMacTable => "drop_mac_table",
+    /// Drop: a datagram that the full UDP socket did not take.
+    DropUdpFull => "drop_udp_full",
+    /// Drop: a datagram larger than the interface's MTU.
+    DropUdpTooLarge => "drop_udp_too_large",
+    /// Drop: a datagram with no route, or another error of the UDP socket.
+    DropUdpFailed => "drop_udp_failed",
+    /// Drop: a frame that a TAP did not take: full, down or gone.
+    DropTap => "drop_tap",
+    /// Drop: a datagram for another worker, which had too many waiting.
+    DropHandOver => "drop_hand_over",
+    /// Datagrams of the engine that did not leave: mostly probes larger than the interface's MTU.
+    EngineUnsent => "engine_unsent",
 }
 
 /// All counters of one worker or of the engine.

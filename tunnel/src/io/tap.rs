@@ -1,0 +1,204 @@
+//! A TAP: where the guests of one port plug in. The `tun` package makes and configures it; its descriptor is ours, for
+//! epoll now, for offloads and queues later. Addresses and bridges are the node's business.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+
+use overlay_types::MacAddr;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use tun::AbstractDevice;
+
+/// A TAP that exists while this does (and while a data plane holds it).
+#[derive(Debug)]
+pub struct Tap {
+    fd: OwnedFd,
+    name: String,
+    ifindex: u32,
+}
+
+/// Why there is no TAP.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The kernel has no TUN/TAP driver, or hides it.
+    #[error(
+        "/dev/net/tun is missing; load the driver with `modprobe tun`, or give the container that device"
+    )]
+    NoDriver,
+    /// We may not.
+    #[error(
+        "not allowed to make a network interface; run as root, or grant CAP_NET_ADMIN and access to /dev/net/tun"
+    )]
+    NotPermitted,
+    /// Somebody holds an interface of that name.
+    #[error(
+        "an interface named '{0}' is in use; choose another name, or delete it with `ip link del {0}`"
+    )]
+    NameTaken(String),
+    /// Linux does not take that name.
+    #[error("'{0}' cannot name an interface; use 1 to 15 letters, digits, '-' or '_'")]
+    InvalidName(String),
+    /// Anything else.
+    #[error("cannot make a TAP")]
+    Other(#[source] io::Error),
+}
+
+impl Tap {
+    /// Makes a TAP and brings it up. Without a `name` the kernel chooses `tapN`, without a `mac` one at random.
+    ///
+    /// # Errors
+    /// Why it could not be made; nothing is left behind then.
+    pub fn create(name: Option<&str>, mac: Option<MacAddr>, mtu: u16) -> Result<Self, TapError> {
+        let named = name.unwrap_or("tap%d");
+        let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if name.is_some_and(|name| name.is_empty() || name.len() > 15 || !name.chars().all(sound)) {
+            return Err(TapError::InvalidName(named.to_owned()));
+        }
+        let mut config = tun::Configuration::default();
+        config.layer(tun::Layer::L2).tun_name(named).mtu(mtu);
+        let explain = |error: tun::Error| explain(into_io(error), named);
+        let mut device = tun::Device::new(&config).map_err(explain)?;
+        let name = device.tun_name().map_err(explain)?;
+        let ifindex = device.tun_index().map_err(explain)?.unsigned_abs();
+        if let Some(mac) = mac {
+            set_mac(&name, mac).map_err(TapError::Other)?;
+        }
+        device.enabled(true).map_err(explain)?;
+
+        let raw = device.into_raw_fd();
+        // SAFETY: `into_raw_fd` gives up its open descriptor to us, and nothing else closes it.
+        #[expect(unsafe_code, reason = "`tun` hands its descriptor over as a number")]
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let flags = fcntl_getfl(&fd).map_err(|errno| TapError::Other(errno.into()))?;
+        fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
+            .map_err(|errno| TapError::Other(errno.into()))?;
+        Ok(Self { fd, name, ifindex })
+    }
+
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The interface's index.
+    pub const fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    /// Another descriptor of the same single queue: one worker reads it, all may write.
+    pub(super) fn share(&self) -> io::Result<TapQueue> {
+        self.fd.try_clone().map(TapQueue)
+    }
+}
+
+/// One thread's descriptor of a TAP.
+#[derive(Debug)]
+pub(super) struct TapQueue(OwnedFd);
+
+impl TapQueue {
+    /// Reads one frame; none when there is none now.
+    pub(super) fn read(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        loop {
+            match rustix::io::read(&self.0, &mut *into) {
+                Ok(len) => return Ok(Some(len)),
+                Err(rustix::io::Errno::AGAIN) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// Writes one frame; false when the kernel did not take it (queue full, interface down, gone).
+    #[must_use]
+    pub(super) fn write(&self, frame: &[u8]) -> bool {
+        rustix::io::write(&self.0, frame).is_ok()
+    }
+}
+
+impl AsFd for TapQueue {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Sets an interface's MAC before it comes up, so that its link-local address is made from the right one.
+fn set_mac(name: &str, mac: MacAddr) -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    use std::os::fd::AsRawFd;
+    let control = socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let mut address = libc::sockaddr {
+        sa_family: libc::ARPHRD_ETHER,
+        sa_data: [0; 14],
+    };
+    for (to, from) in address.sa_data.iter_mut().zip(mac.0) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_hwaddr: address,
+        },
+    };
+    // The last byte stays zero: the kernel's own names are shorter than the field.
+    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
+        .iter_mut()
+        .zip(name.bytes())
+    {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    // SAFETY: the descriptor is open while `control` lives; SIOCSIFHWADDR reads an `ifreq` with a name that ends in a
+    // zero byte and `ifru_hwaddr` set, which `request` is; the kernel keeps no reference to it.
+    #[expect(unsafe_code, reason = "no safe wrapper sets a MAC without netlink")]
+    let result = unsafe {
+        libc::ioctl(
+            control.as_raw_fd(),
+            libc::SIOCSIFHWADDR as _,
+            &raw const request,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn into_io(error: tun::Error) -> io::Error {
+    match error {
+        tun::Error::Io(error) => error,
+        other => io::Error::other(other),
+    }
+}
+
+fn explain(error: io::Error, name: &str) -> TapError {
+    match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => TapError::NoDriver,
+        Some(libc::EPERM | libc::EACCES) => TapError::NotPermitted,
+        Some(libc::EBUSY | libc::EEXIST) => TapError::NameTaken(name.to_owned()),
+        // The name is that of an interface of another kind.
+        Some(libc::EINVAL) => TapError::NameTaken(name.to_owned()),
+        _ => TapError::Other(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_linux_would_not_take_is_refused_at_once() {
+        for name in ["", "a-name-that-is-too-long", "a/b", "a b"] {
+            assert!(
+                matches!(
+                    Tap::create(Some(name), None, 1500),
+                    Err(TapError::InvalidName(_))
+                ),
+                "{name}"
+            );
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The UDP socket of one worker: both IP versions, runs of datagrams in one call each way, never fragmented.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6, UdpSocket};
+
+use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+/// Kernel buffers for bursts: 4 MiB hold 25 ms of 1.3 Gbit/s. Root gets them whatever `rmem_max` says.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Buffers of one receive call. Each can hold a whole GRO run; more would only push each other out of the cache.
+const RECEIVE_BUFFERS: usize = 8;
+/// The largest UDP payload, and so the largest GRO run.
+const RUN_BYTES_MAX: usize = 65_535;
+
+/// One socket of the data port.
+pub(super) struct UdpPort {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    is_v6: bool,
+}
+
+/// Why a run did not leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Unsent {
+    /// The socket's buffer is full.
+    Full,
+    /// Larger than the interface's MTU.
+    TooLarge,
+    /// No route, or anything else.
+    Failed,
+}
+
+impl UdpPort {
+    /// Binds `listen`. `[::]` takes both IP versions, or IPv4 alone where the kernel has no IPv6. `shared` lets further
+    /// workers bind the same port; without it a second node on the port is noticed.
+    pub(super) fn bind(listen: SocketAddr, shared: bool) -> io::Result<Self> {
+        let any_v6 = listen.is_ipv6() && listen.ip().is_unspecified();
+        match Self::bind_exactly(listen, shared) {
+            Err(error) if any_v6 && is_no_ipv6(&error) => {
+                Self::bind_exactly((Ipv4Addr::UNSPECIFIED, listen.port()).into(), shared)
+            }
+            result => result,
+        }
+    }
+
+    fn bind_exactly(listen: SocketAddr, shared: bool) -> io::Result<Self> {
+        let family = if listen.is_ipv6() {
+            AddressFamily::INET6
+        } else {
+            AddressFamily::INET
+        };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let fd = rustix::net::socket_with(family, SocketType::DGRAM, flags, None)?;
+        if listen.is_ipv6() {
+            sockopt::set_ipv6_v6only(&fd, !listen.ip().is_unspecified())?;
+        }
+        if shared {
+            sockopt::set_socket_reuseport(&fd, true)?;
+        }
+        // Smaller buffers than asked for cost drops under load, nothing else.
+        if sockopt::set_socket_recv_buffer_size_force(&fd, SOCKET_BUFFER_BYTES).is_err() {
+            let _ = sockopt::set_socket_recv_buffer_size(&fd, SOCKET_BUFFER_BYTES);
+        }
+        if sockopt::set_socket_send_buffer_size_force(&fd, SOCKET_BUFFER_BYTES).is_err() {
+            let _ = sockopt::set_socket_send_buffer_size(&fd, SOCKET_BUFFER_BYTES);
+        }
+        rustix::net::bind(&fd, &listen)?;
+        let socket = UdpSocket::from(fd);
+        // Sets IP_PMTUDISC_PROBE, so that nothing is ever fragmented, and UDP_GRO.
+        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        Ok(Self {
+            socket,
+            state,
+            is_v6: listen.is_ipv6(),
+        })
+    }
+
+    /// The socket itself, for epoll.
+    pub(super) const fn socket(&self) -> &UdpSocket {
+        &self.socket
+    }
+
+    /// Where it is bound.
+    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// How many datagrams a run may have.
+    pub(super) fn segments_max(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    /// Sends datagrams that lie one after the other, all but the last `segment` bytes long. Gives how many did not
+    /// leave, and why.
+    pub(super) fn send_run(
+        &self,
+        to: SocketAddr,
+        bytes: &[u8],
+        segment: usize,
+    ) -> Result<(), (u64, Unsent)> {
+        let destination = self.on_the_socket(to);
+        let send = |contents: &[u8], segment_size: Option<usize>| {
+            let transmit = Transmit {
+                destination,
+                ecn: None,
+                contents,
+                segment_size,
+                src_ip: None,
+            };
+            self.state
+                .try_send(UdpSockRef::from(&self.socket), &transmit)
+        };
+        let count = bytes.len().div_ceil(segment.max(1)) as u64;
+        match send(bytes, (count > 1).then_some(segment)) {
+            Ok(()) => Ok(()),
+            // Where a driver refuses GSO the state has just learned it, and the run leaves one by one.
+            Err(_) if count > 1 && self.state.max_gso_segments() == 1 => {
+                let unsent = bytes
+                    .chunks(segment)
+                    .filter_map(|datagram| send(datagram, None).err());
+                let (lost, last) = unsent.fold((0, None), |(lost, _), error| {
+                    (lost + 1, Some(reason(&error)))
+                });
+                last.map_or(Ok(()), |reason| Err((lost, reason)))
+            }
+            Err(error) => Err((count, reason(&error))),
+        }
+    }
+
+    /// Receives what is there into `buffers`; 0 when nothing is.
+    pub(super) fn receive(&self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
+        let ReceiveBuffers { bytes, metas } = buffers;
+        let mut slices: [IoSliceMut<'_>; RECEIVE_BUFFERS] =
+            bytes.each_mut().map(|buffer| IoSliceMut::new(buffer));
+        match self
+            .state
+            .recv(UdpSockRef::from(&self.socket), &mut slices, metas)
+        {
+            Ok(count) => Ok(count),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An IPv6 socket wants IPv4 destinations in mapped form.
+    fn on_the_socket(&self, to: SocketAddr) -> SocketAddr {
+        match to {
+            SocketAddr::V4(v4) if self.is_v6 => {
+                SocketAddrV6::new(v4.ip().to_ipv6_mapped(), v4.port(), 0, 0).into()
+            }
+            to => to,
+        }
+    }
+}
+
+/// Inside the node an IPv4 address is an IPv4 address, however the socket tells it.
+pub(super) fn normalised(from: SocketAddr) -> SocketAddr {
+    match from.ip() {
+        IpAddr::V6(v6) => v6
+            .to_ipv4_mapped()
+            .map_or(from, |v4| (v4, from.port()).into()),
+        IpAddr::V4(_) => from,
+    }
+}
+
+fn is_no_ipv6(error: &io::Error) -> bool {
+    [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+fn reason(error: &io::Error) -> Unsent {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::AGAIN | Errno::NOBUFS) => Unsent::Full,
+        Some(Errno::MSGSIZE) => Unsent::TooLarge,
+        _ => Unsent::Failed,
+    }
+}
+
+/// Memory for one receive call, used again and again.
+pub(super) struct ReceiveBuffers {
+    bytes: [Box<[u8]>; RECEIVE_BUFFERS],
+    metas: [RecvMeta; RECEIVE_BUFFERS],
+}
+
+impl ReceiveBuffers {
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: std::array::from_fn(|_| vec![0; RUN_BYTES_MAX].into_boxed_slice()),
+            metas: [RecvMeta::default(); RECEIVE_BUFFERS],
+        }
+    }
+
+    /// Gives each datagram of the first `count` runs to `take`.
+    pub(super) fn for_each(&mut self, count: usize, mut take: impl FnMut(SocketAddr, &mut [u8])) {
+        for (run, meta) in self.bytes.iter_mut().zip(&self.metas).take(count) {
+            let from = normalised(meta.addr);
+            for datagram in run[..meta.len].chunks_mut(meta.stride.max(1)) {
+                take(from, datagram);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn receive_all(port: &UdpPort, wanted: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+        let (mut buffers, mut got) = (ReceiveBuffers::new(), Vec::new());
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while got.len() < wanted && Instant::now() < give_up {
+            let count = port.receive(&mut buffers).unwrap();
+            buffers.for_each(count, |from, datagram| got.push((from, datagram.to_vec())));
+        }
+        got
+    }
+
+    #[test]
+    fn a_run_arrives_as_the_datagrams_it_was_made_of() {
+        let receiver = UdpPort::bind("[::]:0".parse().unwrap(), false).unwrap();
+        let sender = UdpPort::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let to = (Ipv4Addr::LOCALHOST, receiver.local_addr().unwrap().port()).into();
+        let run: Vec<u8> = (0..2500u32).map(|n| (n / 1000) as u8).collect();
+        sender.send_run(to, &run, 1000).unwrap();
+        let got = receive_all(&receiver, 3);
+        assert_eq!(
+            got.iter()
+                .map(|(_, datagram)| datagram.len())
+                .collect::<Vec<_>>(),
+            [1000, 1000, 500]
+        );
+        assert!(
+            got.iter()
+                .all(|(from, _)| *from == sender.local_addr().unwrap()),
+            "IPv4 looks like IPv4: {got:?}"
+        );
+        assert_eq!(got[2].1, [2; 500]);
+    }
+
+    #[test]
+    fn a_socket_for_both_versions_sends_to_ipv4() {
+        let sender = UdpPort::bind("[::]:0".parse().unwrap(), false).unwrap();
+        let receiver = UdpPort::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        sender
+            .send_run(receiver.local_addr().unwrap(), b"hello", 5)
+            .unwrap();
+        assert_eq!(receive_all(&receiver, 1)[0].1, b"hello");
+    }
+
+    #[test]
+    fn a_taken_port_is_noticed_unless_it_is_shared() {
+        let first = UdpPort::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let addr = first.local_addr().unwrap();
+        assert_eq!(
+            UdpPort::bind(addr, false).err().map(|e| e.kind()),
+            Some(io::ErrorKind::AddrInUse)
+        );
+        let shared = UdpPort::bind("127.0.0.1:0".parse().unwrap(), true).unwrap();
+        assert!(UdpPort::bind(shared.local_addr().unwrap(), true).is_ok());
+    }
+
+    #[test]
+    fn a_datagram_beyond_the_mtu_is_refused_not_fragmented() {
+        let sender = UdpPort::bind("127.0.0.1:0".parse().unwrap(), false).unwrap();
+        let to = "127.0.0.1:9".parse().unwrap();
+        // The loopback's MTU is 65536, and a UDP payload has at most 65507 bytes.
+        assert_eq!(
+            sender.send_run(to, &[0; 65_530], 65_530),
+            Err((1, Unsent::TooLarge))
+        );
+    }
+}

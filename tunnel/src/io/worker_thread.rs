@@ -1,0 +1,412 @@
+//! One worker's thread: sleeps in epoll, drains what is there in turns, hands everything to [`Worker`] and sends what
+//! comes out. What frames and datagrams mean is the worker's business.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use overlay_types::{PathAddr, PortId};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use tracing::warn;
+
+use super::batch::{RunSink, SendBatch};
+use super::tap::TapQueue;
+use super::udp::{ReceiveBuffers, UdpPort, Unsent};
+use super::wake::Wake;
+use crate::packet_buf::{FRAME_BYTES_MAX, PacketBuf};
+use crate::snapshot::Snapshot;
+use crate::stats::{Counter, Counters};
+use crate::worker::{Output, Report, Worker};
+
+/// Frames of one TAP in one turn, so that no TAP starves the others or the socket.
+const FRAMES_PER_TURN: usize = 64;
+/// Datagrams on their way to another worker; more are dropped and counted.
+pub(super) const HAND_OVER_MAX: usize = 512;
+/// How often the shell's own counters are told at most.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Names of descriptors in epoll: the socket, the wake, and from here on the ports.
+const UDP: u64 = 0;
+const WAKE: u64 = 1;
+const FIRST_PORT: u64 = 2;
+
+/// What a worker is told.
+pub(super) enum ToWorker {
+    /// A port has this TAP; `reads` says whether this worker is the one that reads it.
+    Attach {
+        port: PortId,
+        queue: TapQueue,
+        reads: bool,
+    },
+    /// A port is gone. `_done` is dropped once its descriptor is.
+    Detach { port: PortId, _done: Sender<()> },
+    /// End.
+    Stop,
+}
+
+/// A datagram of another worker's lane, still sealed.
+pub(super) struct HandedOver {
+    from: PathAddr,
+    bytes: Vec<u8>,
+}
+
+/// How others reach a worker.
+#[derive(Clone)]
+pub(super) struct WorkerLink {
+    inbox: Sender<ToWorker>,
+    /// Makes the worker look.
+    pub(super) wake: Arc<Wake>,
+    /// Datagrams of its lane from other workers.
+    hand_over: Sender<HandedOver>,
+    /// Empty buffers to hand over in.
+    empty: Receiver<Vec<u8>>,
+}
+
+impl WorkerLink {
+    /// Tells it something; it never makes the teller wait long, for it waits for nobody itself.
+    pub(super) fn tell(&self, message: ToWorker) {
+        let _ = self.inbox.send(message); // a worker that has ended needs to know nothing
+        self.wake.ring();
+    }
+
+    /// Ends it.
+    pub(super) fn stop(&self) {
+        self.tell(ToWorker::Stop);
+    }
+}
+
+/// The worker's own ends of its [`WorkerLink`].
+pub(super) struct WorkerEnds {
+    inbox: Receiver<ToWorker>,
+    wake: Arc<Wake>,
+    handed_over: Receiver<HandedOver>,
+    empty: Sender<Vec<u8>>,
+}
+
+/// Both ends. With one worker nothing is ever handed over, and no buffers are made for it.
+pub(super) fn link(workers: u8) -> io::Result<(WorkerLink, WorkerEnds)> {
+    let (inbox_in, inbox) = crossbeam_channel::bounded(64);
+    let (hand_over, handed_over) = crossbeam_channel::bounded(HAND_OVER_MAX);
+    let (empty_in, empty) = crossbeam_channel::bounded(HAND_OVER_MAX);
+    for _ in 0..if workers > 1 { HAND_OVER_MAX } else { 0 } {
+        let _ = empty_in.try_send(Vec::with_capacity(2048));
+    }
+    let wake = Arc::new(Wake::new()?);
+    let link = WorkerLink {
+        inbox: inbox_in,
+        wake: wake.clone(),
+        hand_over,
+        empty,
+    };
+    Ok((
+        link,
+        WorkerEnds {
+            inbox,
+            wake,
+            handed_over,
+            empty: empty_in,
+        },
+    ))
+}
+
+/// One worker's thread.
+pub(super) struct WorkerThread {
+    worker: Worker,
+    shell: Shell,
+    ends: WorkerEnds,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    /// The picture that the worker has.
+    current: Arc<Snapshot>,
+    epoll: rustix::fd::OwnedFd,
+    received: ReceiveBuffers,
+    frame: PacketBuf,
+    /// Ports that this worker reads.
+    reading: Vec<PortId>,
+}
+
+/// Everything that the worker's output goes to.
+struct Shell {
+    udp: Arc<UdpPort>,
+    batch: SendBatch,
+    taps: BTreeMap<PortId, TapQueue>,
+    reports: Sender<Report>,
+    others: Vec<WorkerLink>,
+    /// Workers that were handed something in this turn.
+    to_wake: u16,
+    counters: Counters,
+    tell_at: Option<Instant>,
+}
+
+impl WorkerThread {
+    pub(super) fn new(
+        (index, workers): (u8, u8),
+        udp: Arc<UdpPort>,
+        ends: WorkerEnds,
+        others: Vec<WorkerLink>,
+        reports: Sender<Report>,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(
+            &epoll,
+            udp.socket(),
+            EventData::new_u64(UDP),
+            EventFlags::IN,
+        )?;
+        epoll::add(
+            &epoll,
+            &*ends.wake,
+            EventData::new_u64(WAKE),
+            EventFlags::IN,
+        )?;
+        let batch = SendBatch::new(udp.segments_max());
+        let shell = Shell {
+            udp,
+            batch,
+            taps: BTreeMap::new(),
+            reports,
+            others,
+            to_wake: 0,
+            counters: Counters::default(),
+            tell_at: None,
+        };
+        Ok(Self {
+            worker: Worker::new(index, workers, Instant::now()),
+            shell,
+            ends,
+            current: snapshot.load_full(),
+            snapshot,
+            epoll,
+            received: ReceiveBuffers::new(),
+            frame: PacketBuf::new(),
+            reading: Vec::new(),
+        })
+    }
+
+    /// Runs until told to stop.
+    pub(super) fn run(mut self) {
+        let quiet = epoll::Event {
+            flags: EventFlags::empty(),
+            data: EventData::new_u64(0),
+        };
+        let mut events = [quiet; 32];
+        loop {
+            let timeout = self.sleep_at_most();
+            let ready = match epoll::wait(&self.epoll, &mut events[..], timeout.as_ref()) {
+                Ok(ready) => ready,
+                Err(rustix::io::Errno::INTR) => 0,
+                Err(errno) => {
+                    warn!(%errno, "epoll failed; this worker ends");
+                    return;
+                }
+            };
+            let now = Instant::now();
+            for event in &events[..ready] {
+                match event.data.u64() {
+                    UDP => self.drain_socket(now),
+                    WAKE => {
+                        if self.drain_inbox(now).is_break() {
+                            return;
+                        }
+                    }
+                    port => self.drain_tap(PortId((port - FIRST_PORT) as u16), now),
+                }
+            }
+            if self.worker.poll_timeout().is_some_and(|(at, _)| at <= now) {
+                self.worker.handle_timeout(now, &mut self.shell);
+            }
+            self.shell.end_turn(now);
+        }
+    }
+
+    /// Until the next deadline, rounded up so that we never wake just before it; for ever when there is none.
+    fn sleep_at_most(&self) -> Option<rustix::event::Timespec> {
+        let deadlines = [
+            self.worker.poll_timeout().map(|(at, _)| at),
+            self.shell.tell_at,
+        ];
+        let next = deadlines.into_iter().flatten().min()?;
+        let rest = next.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+        Some(rustix::event::Timespec {
+            tv_sec: rest.as_secs().min(3600) as i64,
+            tv_nsec: i64::from(rest.subsec_nanos()),
+        })
+    }
+
+    fn drain_socket(&mut self, now: Instant) {
+        let Self {
+            worker,
+            shell,
+            received,
+            ..
+        } = self;
+        match shell.udp.receive(received) {
+            Ok(count) => received.for_each(count, |from, datagram| {
+                worker.handle_datagram(from, datagram, now, shell)
+            }),
+            // Errors of a UDP socket are about datagrams that left earlier.
+            Err(_) => shell.count(Counter::DropUdpFailed, 1, now),
+        }
+    }
+
+    fn drain_tap(&mut self, port: PortId, now: Instant) {
+        for _ in 0..FRAMES_PER_TURN {
+            let Some(queue) = self.shell.taps.get(&port) else {
+                return;
+            };
+            match queue.read(&mut self.frame.spare()[..FRAME_BYTES_MAX]) {
+                Ok(Some(len)) => self.frame.set_len(len),
+                Ok(None) => return,
+                Err(error) => {
+                    // Somebody deleted the interface: it would be readable for ever.
+                    warn!(%port, %error, "a TAP is gone");
+                    self.stop_reading(port);
+                    return;
+                }
+            }
+            self.worker
+                .handle_frame(port, &mut self.frame, now, &mut self.shell);
+        }
+    }
+
+    fn drain_inbox(&mut self, now: Instant) -> std::ops::ControlFlow<()> {
+        self.ends.wake.hear();
+        let newest = self.snapshot.load();
+        if !Arc::ptr_eq(&newest, &self.current) {
+            self.current = Arc::clone(&newest);
+            self.worker.set_snapshot(self.current.clone());
+        }
+        while let Ok(message) = self.ends.inbox.try_recv() {
+            match message {
+                ToWorker::Attach { port, queue, reads } => self.attach(port, queue, reads),
+                ToWorker::Detach { port, .. } => {
+                    self.stop_reading(port);
+                    self.shell.taps.remove(&port);
+                }
+                ToWorker::Stop => return std::ops::ControlFlow::Break(()),
+            }
+        }
+        while let Ok(mut handed) = self.ends.handed_over.try_recv() {
+            self.worker
+                .handle_unwrapped(handed.from, &mut handed.bytes, now, &mut self.shell);
+            let _ = self.ends.empty.try_send(handed.bytes);
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    fn attach(&mut self, port: PortId, queue: TapQueue, reads: bool) {
+        if reads {
+            let name = EventData::new_u64(FIRST_PORT + u64::from(port.0));
+            match epoll::add(&self.epoll, &queue, name, EventFlags::IN) {
+                Ok(()) => self.reading.push(port),
+                Err(errno) => warn!(%port, %errno, "cannot wait for a TAP's frames"),
+            }
+        }
+        self.shell.taps.insert(port, queue);
+    }
+
+    fn stop_reading(&mut self, port: PortId) {
+        if let (Some(at), Some(queue)) = (
+            self.reading.iter().position(|p| *p == port),
+            self.shell.taps.get(&port),
+        ) {
+            let _ = epoll::delete(&self.epoll, queue.as_fd());
+            self.reading.swap_remove(at);
+        }
+    }
+}
+
+impl Shell {
+    fn count(&mut self, counter: Counter, n: u64, now: Instant) {
+        self.counters.add(counter, n);
+        self.tell_at.get_or_insert(now + TELL_EVERY);
+    }
+
+    /// Sends what was gathered, wakes who was handed something, and tells the counters when it is time.
+    fn end_turn(&mut self, now: Instant) {
+        let Self {
+            udp,
+            batch,
+            counters,
+            ..
+        } = self;
+        batch.flush(&mut CountingSink { udp, counters });
+        for (index, other) in self.others.iter().enumerate() {
+            if self.to_wake & (1 << index) != 0 {
+                other.wake.ring();
+            }
+        }
+        self.to_wake = 0;
+        if self.tell_at.is_none() && self.counters != Counters::default() {
+            self.tell_at = Some(now + TELL_EVERY);
+        }
+        if self.tell_at.is_some_and(|at| at <= now) {
+            self.tell_at = None;
+            if let Some(counted) = self.counters.take()
+                && let Err(TrySendError::Full(Report::Counted(kept))) =
+                    self.reports.try_send(Report::Counted(Box::new(counted)))
+            {
+                self.counters.merge(&kept);
+                self.tell_at = Some(now + TELL_EVERY);
+            }
+        }
+    }
+}
+
+impl Output for Shell {
+    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]) {
+        let Self {
+            udp,
+            batch,
+            counters,
+            ..
+        } = self;
+        batch.push(to, datagram, &mut CountingSink { udp, counters });
+    }
+
+    fn deliver(&mut self, port: PortId, frame: &[u8]) {
+        if !self.taps.get(&port).is_some_and(|queue| queue.write(frame)) {
+            self.counters.count(Counter::DropTap);
+        }
+    }
+
+    fn report(&mut self, report: Report) -> bool {
+        self.reports.try_send(report).is_ok()
+    }
+
+    fn hand_over(&mut self, worker: u8, from: PathAddr, datagram: &[u8]) {
+        let other = &self.others[usize::from(worker)];
+        let Ok(mut bytes) = other.empty.try_recv() else {
+            self.counters.count(Counter::DropHandOver);
+            return;
+        };
+        bytes.clear();
+        bytes.extend_from_slice(datagram);
+        // There are no more buffers than places.
+        let _ = other.hand_over.try_send(HandedOver { from, bytes });
+        self.to_wake |= 1 << worker;
+    }
+}
+
+/// Sends runs and counts those that do not leave.
+struct CountingSink<'a> {
+    udp: &'a UdpPort,
+    counters: &'a mut Counters,
+}
+
+impl RunSink for CountingSink<'_> {
+    fn send_run(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) {
+        if let Err((lost, why)) = self.udp.send_run(to, bytes, segment) {
+            let counter = match why {
+                Unsent::Full => Counter::DropUdpFull,
+                Unsent::TooLarge => Counter::DropUdpTooLarge,
+                Unsent::Failed => Counter::DropUdpFailed,
+            };
+            self.counters.add(counter, lost);
+        }
+    }
+}
