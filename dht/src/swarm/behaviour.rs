@@ -133,7 +133,7 @@ impl Behaviour {
         relay_client: relay::client::Behaviour,
         role: Role,
         with_mdns: bool,
-    ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Self {
         let local = keypair.public().to_peer_id();
         let is_fabric = role == Role::Fabric;
         let connections = if is_fabric {
@@ -158,12 +158,13 @@ impl Behaviour {
         let requests = request_response::Config::default()
             .with_request_timeout(REQUEST_TIMEOUT)
             .with_max_concurrent_streams(REQUEST_STREAMS_MAX);
-        let mdns = if with_mdns {
-            Some(mdns::tokio::Behaviour::new(mdns::Config::default(), local)?)
-        } else {
-            None
-        };
-        Ok(Self {
+        let mdns = with_mdns.then(|| mdns::tokio::Behaviour::new(mdns::Config::default(), local));
+        let mdns = mdns.and_then(|started| {
+            started
+                .inspect_err(|error| tracing::warn!(%error, "not looking for nodes on the LAN"))
+                .ok()
+        });
+        Self {
             limits: connection_limits::Behaviour::new(limits),
             blocked: allow_block_list::Behaviour::default(),
             gate: Gate::default(),
@@ -188,7 +189,7 @@ impl Behaviour {
                 [(REQUEST_PROTOCOL, request_response::ProtocolSupport::Full)],
                 requests,
             ),
-        })
+        }
     }
 }
 

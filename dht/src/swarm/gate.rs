@@ -141,3 +141,32 @@ impl ConnectionHandler for Handler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libp2p::identity::Keypair;
+
+    #[test]
+    fn only_peers_with_an_ed25519_identity_are_let_in() {
+        let gate = Gate::default();
+        assert!(
+            gate.admit(Keypair::generate_ed25519().public().to_peer_id())
+                .is_ok()
+        );
+        assert!(gate.admit(PeerId::random()).is_err());
+    }
+
+    #[test]
+    fn connections_with_pinned_peers_stay_open_while_idle() {
+        let (mut gate, home) = (
+            Gate::default(),
+            Keypair::generate_ed25519().public().to_peer_id(),
+        );
+        assert!(!gate.admit(home).unwrap().connection_keep_alive());
+        gate.pin(home, ConnectionId::new_unchecked(1));
+        assert!(gate.admit(home).unwrap().connection_keep_alive());
+        gate.unpin(&home);
+        assert!(!gate.admit(home).unwrap().connection_keep_alive());
+    }
+}

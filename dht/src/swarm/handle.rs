@@ -3,6 +3,7 @@
 
 use libp2p::Multiaddr;
 use overlay_types::PeerId;
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -38,6 +39,9 @@ pub(super) enum Command {
     SetBlocked {
         peer: PeerId,
         blocked: bool,
+    },
+    SetHidden {
+        ranges: Vec<(IpAddr, u8)>,
     },
     Status {
         reply: oneshot::Sender<SwarmStatus>,
@@ -131,6 +135,12 @@ impl SwarmHandle {
             .commands
             .send(Command::SetBlocked { peer, blocked })
             .await;
+    }
+
+    /// Ranges (base and prefix length) whose addresses are neither published nor dialed: those of the overlay's own networks.
+    /// Replaces what was said before.
+    pub async fn set_hidden(&self, ranges: Vec<(IpAddr, u8)>) {
+        let _stopped = self.commands.send(Command::SetHidden { ranges }).await;
     }
 
     /// How things stand; `None` once the swarm has stopped.

@@ -114,6 +114,38 @@ pub(super) fn is_worth_keeping(told: &Multiaddr, over: &Multiaddr) -> bool {
     !is_unspecified(told) && !is_circuit(told) && (!is_loopback(told) || is_loopback(over))
 }
 
+/// Address ranges that are no way to reach a node: those of the overlay itself, which only works once nodes have reached each other.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Hidden(Vec<(IpAddr, u8)>);
+
+impl Hidden {
+    pub(super) fn new(ranges: Vec<(IpAddr, u8)>) -> Self {
+        Self(ranges)
+    }
+
+    /// Whether the address, or for a circuit its relay's, lies in one of the ranges.
+    pub(super) fn contains(&self, address: &Multiaddr) -> bool {
+        ip_of(address).is_some_and(|ip| {
+            self.0
+                .iter()
+                .any(|(base, length)| lies_in(ip, *base, *length))
+        })
+    }
+}
+
+fn lies_in(ip: IpAddr, base: IpAddr, length: u8) -> bool {
+    let differing_from = |differ: u128, bits: u32| {
+        differ.leading_zeros() + bits - 128 >= u32::from(length).min(bits)
+    };
+    match (ip, base) {
+        (IpAddr::V4(ip), IpAddr::V4(base)) => {
+            differing_from((ip.to_bits() ^ base.to_bits()).into(), 32)
+        }
+        (IpAddr::V6(ip), IpAddr::V6(base)) => differing_from(ip.to_bits() ^ base.to_bits(), 128),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -149,6 +181,31 @@ mod tests {
         }
         assert!(is_public(&address("/ip4/203.0.113.1/udp/1/quic-v1")));
         assert!(is_public(&address("/ip6/2001:db8::1/tcp/1")));
+    }
+
+    #[test]
+    fn addresses_of_the_overlay_itself_are_hidden() {
+        let hidden = Hidden::new(vec![
+            ("10.77.0.0".parse().unwrap(), 16),
+            ("fd12:3456:789a::".parse().unwrap(), 64),
+        ]);
+        for text in [
+            "/ip4/10.77.255.1/tcp/1",
+            "/ip6/fd12:3456:789a::5/udp/1/quic-v1",
+        ] {
+            assert!(hidden.contains(&address(text)), "{text}");
+        }
+        for text in [
+            "/ip4/10.78.0.1/tcp/1",
+            "/ip6/fd12:3456:789a:1::5/tcp/1",
+            "/dns4/example.org/tcp/1",
+        ] {
+            assert!(!hidden.contains(&address(text)), "{text}");
+        }
+        assert!(
+            Hidden::new(vec![("0.0.0.0".parse().unwrap(), 0)])
+                .contains(&address("/ip4/8.8.8.8/tcp/1"))
+        );
     }
 
     #[test]

@@ -467,6 +467,47 @@ async fn an_unreachable_bootstrap_is_reported_and_a_second_one_used() {
 }
 
 #[tokio::test]
+async fn a_member_with_a_public_address_serves_the_dht_and_takes_no_place_at_a_relay() {
+    let (fabric, addresses) = start_fabric(62).await;
+    let public: Multiaddr = "/ip4/203.0.113.9/udp/7654/quic-v1".parse().unwrap();
+    let (identity, role) = (identity(63), Role::Member);
+    let config = SwarmConfig {
+        identity,
+        listen: Vec::new(),
+        external: vec![public],
+        bootstrap: addresses,
+        role,
+        mdns: false,
+    };
+    let (handle, events) = spawn(config).unwrap();
+    let mut member = Node { handle, events };
+    while !matches!(member.next().await, SwarmEvent::FabricSeen { peer, .. } if peer == fabric.handle.peer_id())
+    {
+    }
+    let status = member.status().await;
+    assert!(status.is_dht_server);
+    assert!(status.reserved_at.is_empty());
+    let (_, value) = slot(63, b"kept here and there");
+    assert_eq!(member.handle.put_slot(value.encode()).await, Ok(2));
+    assert_eq!(member.status().await.slots_stored, 1);
+}
+
+#[tokio::test]
+async fn addresses_of_the_overlays_own_networks_are_not_published() {
+    let mut member = start(64, Role::Member, loopback(0).into(), Vec::new());
+    let SwarmEvent::ListenAddrs(_) = member.next().await else {
+        panic!("a listener comes first")
+    };
+    member
+        .handle
+        .set_hidden(vec![("127.0.0.0".parse().unwrap(), 8)])
+        .await;
+    while !matches!(member.next().await, SwarmEvent::ListenAddrs(published) if published.is_empty())
+    {
+    }
+}
+
+#[tokio::test]
 async fn a_blocked_peer_is_disconnected_and_stays_out_until_let_in() {
     let (_fabric, addresses) = start_fabric(29).await;
     let callee = start(30, Role::Member, Vec::new(), addresses.clone()).answer_backwards();

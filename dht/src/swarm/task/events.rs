@@ -254,7 +254,7 @@ impl SwarmTask {
         let told = info
             .listen_addrs
             .into_iter()
-            .filter(|told| is_worth_keeping(told, &over))
+            .filter(|told| is_worth_keeping(told, &over) && !self.hidden.contains(told))
             .map(|told| split_peer_of(&told, &peer).0);
         let told: Vec<Multiaddr> = told.take(TOLD_ADDRESSES_MAX).collect();
         let speaks = |protocol: &str| {

@@ -9,8 +9,8 @@ use crate::swarm::behaviour::{Behaviour, BehaviourEvent};
 use crate::swarm::handle::{Command, ConnectedPeer, SwarmCounters, SwarmEvent, SwarmStatus};
 use crate::swarm::homes::Homes;
 use crate::swarm::peer::{
-    from_libp2p, is_circuit, is_loopback, is_public, is_tcp, is_unspecified, is_worth_keeping,
-    split_peer, to_libp2p,
+    Hidden, from_libp2p, is_circuit, is_loopback, is_public, is_tcp, is_unspecified,
+    is_worth_keeping, split_peer, to_libp2p,
 };
 use crate::swarm::queries::{Dht, Queries};
 use crate::swarm::requests::Requests;
@@ -57,6 +57,7 @@ pub(super) struct SwarmTask {
     peers: BTreeMap<PeerId, Peer>,
     reservations: BTreeMap<PeerId, Reservation>,
     lan: BTreeMap<PeerId, Vec<Multiaddr>>,
+    hidden: Hidden,
     published: Vec<String>,
     counters: SwarmCounters,
     expire_at: Instant,
@@ -118,7 +119,7 @@ impl SwarmTask {
                 homes.add(address, now);
             }
         }
-        Ok(Self {
+        let mut task = Self {
             swarm,
             own: Source { peer: me, ip: None },
             role: config.role,
@@ -133,10 +134,13 @@ impl SwarmTask {
             peers: BTreeMap::new(),
             reservations: BTreeMap::new(),
             lan: BTreeMap::new(),
+            hidden: Hidden::default(),
             published: Vec::new(),
             counters: SwarmCounters::default(),
             expire_at: now + EXPIRE_INTERVAL,
-        })
+        };
+        task.set_dht_mode(); // an address that the operator names counts as confirmed
+        Ok(task)
     }
 
     /// Runs until told to stop, or until nobody holds a handle any more.
@@ -313,6 +317,10 @@ impl SwarmTask {
                     list.unblock_peer(peer)
                 };
             }
+            Command::SetHidden { ranges } => {
+                self.hidden = Hidden::new(ranges);
+                self.publish();
+            }
             Command::Status { reply } => drop(reply.send(self.status(now))),
             Command::Shutdown { .. } => {} // ends the loop, see there
         }
@@ -327,7 +335,8 @@ impl SwarmTask {
         let mut tries: Vec<Multiaddr> = Vec::new();
         let given = addresses
             .into_iter()
-            .chain(self.lan.get(&peer).into_iter().flatten().cloned());
+            .chain(self.lan.get(&peer).into_iter().flatten().cloned())
+            .filter(|address| !self.hidden.contains(address));
         let circuits = self
             .peers
             .iter()

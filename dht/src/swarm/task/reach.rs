@@ -117,7 +117,8 @@ impl SwarmTask {
         let listening = self
             .swarm
             .listeners()
-            .filter(|address| !is_circuit(address) && !is_unspecified(address));
+            .filter(|address| !is_circuit(address) && !is_unspecified(address))
+            .filter(|address| !self.hidden.contains(address));
         let mut found: Vec<Multiaddr> = self
             .swarm
             .external_addresses()
