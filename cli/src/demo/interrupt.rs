@@ -39,6 +39,8 @@ impl Interrupt {
                         _ = hangup.recv() => {}
                     }
                     eprintln!("\ninterrupted: taking everything down");
+                    // Whoever narrates waits here from now on: what fails next fails because of this.
+                    let _quiet = (std::io::stdout().lock(), std::io::stderr().lock());
                     if let Some(stop) = at_hand
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)

@@ -14,13 +14,13 @@ mod report;
 mod underlay;
 mod world;
 
+pub use node::Node;
 pub use report::{Check, Outcome};
 
 use crate::lab::{Lab, Privilege, kept_labs};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use interrupt::Interrupt;
-use node::Node;
 use report::Report;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -60,23 +60,18 @@ pub fn run(keep: bool, json: bool) -> Result<()> {
 
     let mut lab = Lab::start_with("demo", &[&program], &[])?;
     interrupt.guard(&lab);
-    let built = play(&lab, &program, &mut report);
-    let stays = match built {
-        Ok(stage) if keep => Some(stage),
-        Ok(_) => None,
-        Err(error) => {
-            report.check("demo-runs-to-its-end", Err(error));
-            None
-        }
-    };
-    let outcome = report.outcome();
-    if !outcome.ok {
+    let stage = play(&lab, &program, &mut report)
+        .map_err(|error| report.check("demo-runs-to-its-end", Err(error)))
+        .ok();
+    if !report.outcome().ok {
         report.note(&lab.log_tails(LOG_LINES_SHOWN));
     }
-    if let Some(stage) = stays {
-        tell_how_to_enter(&lab, &stage, &report);
-        stage.leave_running();
+    if keep {
+        tell_how_to_enter(&lab, &report);
+        stage.into_iter().for_each(Stage::leave_running);
         lab.keep()?;
+    } else {
+        drop(stage);
     }
     drop(lab);
     let outcome = report.finish()?;
@@ -331,9 +326,10 @@ fn node_table(stage: &Stage<'_>) -> Result<String> {
 }
 
 /// After `--keep`: where everything is, and how it goes away.
-fn tell_how_to_enter(lab: &Lab, stage: &Stage<'_>, report: &Report) {
+fn tell_how_to_enter(lab: &Lab, report: &Report) {
     report.step("all of it stays up; to look around, as the user who started it:");
-    for (machine, what) in stage.world.places() {
+    for machine in lab.machines() {
+        let what = world::role(machine.name());
         report.note(&format!(
             "{:<15} {}   # {what}",
             machine.name(),

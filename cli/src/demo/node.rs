@@ -13,7 +13,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const API_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running node.
-pub(super) struct Node {
+pub struct Node {
     machine: Machine,
     program: String,
     process: Process,
@@ -21,7 +21,7 @@ pub(super) struct Node {
 
 impl Node {
     /// Starts an infrastructure node and returns it with the address that others bootstrap from.
-    pub(super) fn fabric(machine: &Machine, program: &str, listen: &str) -> Result<(Self, String)> {
+    pub fn fabric(machine: &Machine, program: &str, listen: &str) -> Result<(Self, String)> {
         let process = machine.spawn("farlan", &[program, "fabric", "--listen", listen])?;
         let mut node = Self {
             machine: machine.clone(),
@@ -41,7 +41,7 @@ impl Node {
     }
 
     /// Starts a member that is in no network yet.
-    pub(super) fn up(machine: &Machine, program: &str) -> Result<Self> {
+    pub fn up(machine: &Machine, program: &str) -> Result<Self> {
         let process = machine.spawn("farlan", &[program, "up"])?;
         let node = Self {
             machine: machine.clone(),
@@ -54,7 +54,7 @@ impl Node {
 
     /// Starts a member that joins by an invite, and waits until its interface carries its address.
     /// Returns it with the line that said so.
-    pub(super) fn up_with_invite(
+    pub fn up_with_invite(
         machine: &Machine,
         program: &str,
         invite: &str,
@@ -69,19 +69,20 @@ impl Node {
         Ok((node, line))
     }
 
-    pub(super) fn machine(&self) -> &Machine {
+    /// Where it runs.
+    pub fn machine(&self) -> &Machine {
         &self.machine
     }
 
     /// Runs a `farlan` command against this node.
-    pub(super) fn farlan(&self, arguments: &[&str]) -> Result<String> {
+    pub fn farlan(&self, arguments: &[&str]) -> Result<String> {
         let mut argv = vec![self.program.as_str()];
         argv.extend(arguments);
         self.machine.run(&argv)
     }
 
     /// Runs a command whose output is JSON.
-    pub(super) fn json(&self, arguments: &[&str]) -> Result<Value> {
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
         let mut arguments = arguments.to_vec();
         arguments.push("--json");
         let said = self.farlan(&arguments)?;
@@ -89,12 +90,13 @@ impl Node {
             .with_context(|| format!("farlan {}: not JSON: {said}", arguments.join(" ")))
     }
 
-    pub(super) fn status(&self) -> Result<Value> {
+    /// `farlan status --json`.
+    pub fn status(&self) -> Result<Value> {
         self.json(&["status"])
     }
 
     /// This node's entry for a network in its status, once the network is there.
-    pub(super) fn network(&self, name: &str) -> Result<Value> {
+    pub fn network(&self, name: &str) -> Result<Value> {
         let status = self.status()?;
         let networks = status["networks"].as_array().cloned().unwrap_or_default();
         networks
@@ -104,7 +106,7 @@ impl Node {
     }
 
     /// This node's IPv4 address in a network, once it has one.
-    pub(super) fn address(&self, network: &str) -> Result<String> {
+    pub fn address(&self, network: &str) -> Result<String> {
         let entry = self.network(network)?;
         match entry["address"].as_str() {
             Some(address) => Ok(address.to_owned()),
@@ -117,13 +119,13 @@ impl Node {
     }
 
     /// The peers of a network.
-    pub(super) fn peers(&self, network: &str) -> Result<Vec<Value>> {
+    pub fn peers(&self, network: &str) -> Result<Vec<Value>> {
         let peers = self.json(&["peers", "--network", network])?;
         Ok(peers.as_array().cloned().unwrap_or_default())
     }
 
     /// One peer of a network, by name.
-    pub(super) fn peer(&self, network: &str, name: &str) -> Result<Value> {
+    pub fn peer(&self, network: &str, name: &str) -> Result<Value> {
         self.peers(network)?
             .into_iter()
             .find(|peer| peer["name"] == name)
@@ -131,7 +133,7 @@ impl Node {
     }
 
     /// An invite into a network: the one string that goes from site to site.
-    pub(super) fn invite(&self, network: &str) -> Result<String> {
+    pub fn invite(&self, network: &str) -> Result<String> {
         let said = self.farlan(&["invite", "--network", network])?;
         // The token is the one long word of what is printed.
         let token = said
@@ -144,8 +146,13 @@ impl Node {
         Ok(token.to_owned())
     }
 
+    /// The running program: its log, its end.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
     /// Gives the handle up; the node runs until its machine ends.
-    pub(super) fn leave_running(self) {
+    pub fn leave_running(self) {
         self.process.leave_running();
     }
 }

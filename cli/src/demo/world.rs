@@ -326,36 +326,29 @@ impl<'lab> World<'lab> {
         Ok(())
     }
 
-    /// Every machine that a person may want to look into, with what it is.
-    pub(super) fn places(&self) -> Vec<(&Machine, &'static str)> {
-        vec![
-            (
-                self.fabric.machine(),
-                "infrastructure node with a public address",
-            ),
-            (
-                self.home.router(),
-                "home: router, port-restricted NAT, dnsmasq",
-            ),
-            (
-                self.gateway.machine(),
-                "home: runs Farlan, attaches the LAN",
-            ),
-            (&self.pc, "home: LAN machine without Farlan"),
-            (self.remote.router(), "remote: router, port-restricted NAT"),
-            (self.host_8.machine(), "remote: runs Farlan"),
-            (&self.vm_8_1, "remote: guest"),
-            (self.third.router(), "third: router, symmetric NAT"),
-            (self.host_9.machine(), "third: runs Farlan"),
-            (&self.vm_9_1, "third: guest"),
-        ]
-    }
-
     /// Gives all daemons up; they run until their machines end.
     pub(super) fn leave_running(self) {
         for daemon in self.daemons {
             daemon.leave_running();
         }
+    }
+}
+
+/// What the machine of this name is on the stage.
+pub(super) fn role(machine: &str) -> &'static str {
+    match machine {
+        "internet" => "the internet: a bridge",
+        "fabric" => "infrastructure node with a public address",
+        "home-router" => "home: router with dnsmasq, port-restricted NAT",
+        "gateway" => "home: runs Farlan, attaches the LAN",
+        "pc" => "home: LAN machine without Farlan",
+        "remote-router" => "remote: router, port-restricted NAT",
+        "host-8" => "remote: runs Farlan",
+        "vm-8-1" => "remote: guest",
+        "third-router" => "third: router, symmetric NAT",
+        "host-9" => "third: runs Farlan",
+        "vm-9-1" => "third: guest",
+        _ => "",
     }
 }
 

@@ -275,6 +275,9 @@ impl Lab {
             let bytes = fs::read(&path).unwrap_or_default();
             let text = String::from_utf8_lossy(&bytes);
             let all: Vec<&str> = text.lines().collect();
+            if all.is_empty() {
+                continue;
+            }
             out.push_str(&format!(
                 "==> {}\n",
                 path.file_name().unwrap_or_default().to_string_lossy()
