@@ -4,4 +4,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod demo;
+mod guests;
+mod joining;
 mod lab;
+mod lan;
+mod overlay;
+mod paths;

@@ -273,7 +273,7 @@ fn play<'lab>(lab: &'lab Lab, program: &Path, report: &mut Report) -> Result<Sta
 /// The nodes, as they see themselves, and the gateway's path to each.
 fn node_table(stage: &Stage<'_>) -> Result<String> {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_NO_BORDERS);
+    table.load_style(presets::NOTHING);
     table.set_header([
         "NODE",
         "NETWORK",

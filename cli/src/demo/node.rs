@@ -65,7 +65,9 @@ impl Node {
             program: program.to_owned(),
             process,
         };
-        let line = node.process.wait_for_line("ready", READY_TIMEOUT)?;
+        let line = node
+            .process
+            .wait_for("ready", READY_TIMEOUT, |line| line.starts_with("ready "))?;
         Ok((node, line))
     }
 

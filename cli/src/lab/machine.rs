@@ -27,7 +27,12 @@ const PATH: &str = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 const PRIVATE_DIRECTORIES: &[&str] = &["/root", "/tmp", "/var/tmp", "/var/lib", "/var/log"];
 
 /// Variables of ours that programs inside should see; nothing else passes.
-const PASSED_VARIABLES: &[&str] = &["RUST_LOG", "RUST_BACKTRACE", "LLVM_PROFILE_FILE"];
+const PASSED_VARIABLES: &[&str] = &[
+    "FARLAN_LOG",
+    "RUST_LOG",
+    "RUST_BACKTRACE",
+    "LLVM_PROFILE_FILE",
+];
 
 /// The machine's first process: makes its view of the file system, says `up`, and from then on reaps
 /// orphans. Arguments: programs to offer inside, `--`, private directories. All that is private sits on one

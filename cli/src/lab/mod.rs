@@ -72,9 +72,9 @@ pub struct Lab {
 }
 
 /// The first process of the lab. It reaps orphans, ends when its input does (its maker is gone), and
-/// outlives its maker only when told `keep`.
+/// outlives its maker only when told `keep`; then SIGTERM makes it tidy up.
 const INIT_SCRIPT: &str = r#"
-trap 'exit 0' TERM
+trap 'rm -rf -- "$LAB_DIRECTORY"; exit 0' TERM
 exec 3<&0 </dev/null
 { read -r word <&3; [ "$word" = keep ] && exec sleep infinity; } &
 echo up
@@ -107,6 +107,7 @@ impl Lab {
 
         let mut holder = Command::new("unshare")
             .args(["--fork", "--pid", "--", "sh", "-c", INIT_SCRIPT])
+            .env("LAB_DIRECTORY", &directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(fs::File::create(directory.join("logs/init.log"))?)

@@ -67,24 +67,34 @@ impl Process {
     /// Waits until a line of its output contains `needle` and returns that line. Ends early, with the
     /// output in the error, when the program ends.
     pub fn wait_for_line(&mut self, needle: &str, limit: Duration) -> Result<String> {
+        self.wait_for(&format!("{needle:?}"), limit, |line| line.contains(needle))
+    }
+
+    /// As [`Process::wait_for_line`], for a line that satisfies `wanted`; `what` describes it in errors.
+    pub fn wait_for(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<String> {
         let give_up_at = Instant::now() + limit;
         loop {
             let ended = self.holder.try_wait()?;
             let log = self.log();
             // A line counts once it is complete, so that nobody acts on half of it.
             let complete = &log[..log.rfind('\n').map_or(0, |end| end + 1)];
-            if let Some(line) = complete.lines().find(|line| line.contains(needle)) {
+            if let Some(line) = complete.lines().find(|line| wanted(line)) {
                 return Ok(line.to_owned());
             }
             if let Some(status) = ended {
                 bail!(
-                    "{} ended ({status}) before it said {needle:?}:\n{log}",
+                    "{} ended ({status}) before it said {what}:\n{log}",
                     self.what
                 );
             }
             if Instant::now() >= give_up_at {
                 bail!(
-                    "{} did not say {needle:?} within {} s:\n{log}",
+                    "{} did not say {what} within {} s:\n{log}",
                     self.what,
                     limit.as_secs()
                 );
