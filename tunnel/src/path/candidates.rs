@@ -201,6 +201,7 @@ impl Candidates {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
     use overlay_types::PeerId;

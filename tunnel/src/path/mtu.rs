@@ -129,6 +129,7 @@ impl MtuLadder {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
     const RTT: Duration = Duration::from_millis(50);

@@ -148,6 +148,7 @@ impl ProbesInFlight {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
     const ADDR: PathAddr = PathAddr::Direct(std::net::SocketAddr::new(

@@ -174,6 +174,7 @@ impl Punching {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
     use rand::SeedableRng;
