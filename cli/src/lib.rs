@@ -37,7 +37,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, whatever the causes hold; and no panic where standard error is closed.
-            let line = output::one_line(&format!("{error:#}"));
+            let line = output::explain(&error);
             let _ = writeln!(std::io::stderr(), "farlan: {line}");
             ExitCode::FAILURE
         }

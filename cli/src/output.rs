@@ -36,7 +36,7 @@ pub(crate) fn say_table(header: &[&str], rows: Vec<Vec<String>>) {
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, width: Option<u16>) -> String {
     let mut table = Table::new();
     table
-        .load_style(presets::UTF8_NO_BORDERS)
+        .load_style(presets::NOTHING)
         .set_header(header.to_vec());
     table.set_content_arrangement(ContentArrangement::Dynamic);
     if let Some(width) = width {
@@ -56,6 +56,19 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, width: Option<u16>)
 /// Line breaks become spaces.
 pub(crate) fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// A failure with its causes as one line; a cause that an outer message tells already is not told again.
+pub(crate) fn explain(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(|cause| one_line(&cause.to_string())) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }
 
 /// `1.4 MB`.
@@ -128,6 +141,17 @@ mod tests {
         assert_eq!(
             ["45 s", "12 min", "23 h", "30 d"],
             [45, 720, 86_300, 2_592_000].map(span)[..]
+        );
+    }
+
+    #[test]
+    fn a_failure_is_one_line_that_says_nothing_twice() {
+        let cause = anyhow::anyhow!("no such\nfile")
+            .context("cannot read it: no such file")
+            .context("cannot start");
+        assert_eq!(
+            explain(&cause),
+            "cannot start: cannot read it: no such file"
         );
     }
 

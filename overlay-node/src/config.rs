@@ -596,21 +596,35 @@ mod tests {
     }
 
     #[test]
-    fn the_example_file_says_what_the_defaults_are() {
-        let file = ConfigFile::parse(include_str!("../../deploy/farlan.toml")).unwrap();
-        let (from_file, bare) = (
-            RunConfig::resolve(RunFlags::default(), file).unwrap(),
-            RunConfig::resolve(RunFlags::default(), ConfigFile::default()).unwrap(),
-        );
+    fn the_example_file_is_silent_as_it_comes_and_right_where_it_is_uncommented() {
+        let text = include_str!("../../deploy/farlan.toml");
+        let bare = RunConfig::resolve(RunFlags::default(), ConfigFile::default()).unwrap();
+        let as_it_comes =
+            RunConfig::resolve(RunFlags::default(), ConfigFile::parse(text).unwrap()).unwrap();
         assert_eq!(
             format!(
                 "{:?}",
                 RunConfig {
                     stop: bare.stop.clone(),
-                    ..from_file
+                    ..as_it_comes
                 }
             ),
             format!("{bare:?}")
+        );
+
+        let is_setting = |line: &&str| line.starts_with("# ") && line.contains(" = ");
+        assert!(text.lines().filter(is_setting).count() >= 12);
+        let uncommented: Vec<&str> = text
+            .lines()
+            .map(|line| if is_setting(&line) { &line[2..] } else { line })
+            .filter(|line| !line.contains("bootstrap") && !line.contains("invite_file"))
+            .collect();
+        let file = ConfigFile::parse(&uncommented.join("\n")).unwrap();
+        let config = RunConfig::resolve(RunFlags::default(), file).unwrap();
+        assert_eq!(config.control_listen, bare.control_listen);
+        assert_eq!(
+            (config.data_listen, config.mdns, config.dns),
+            (bare.data_listen, bare.mdns, bare.dns)
         );
     }
 

@@ -581,4 +581,57 @@ mod tests {
         assert_ne!(state.port("control", 0).unwrap(), chosen);
         assert_eq!(state.port("data", 9).unwrap(), 9);
     }
+
+    /// Set for the half of the next test that runs on a disk of its own.
+    const TINY_DISK: &str = "FARLAN_TEST_TINY_DISK";
+
+    #[test]
+    fn a_full_disk_is_one_clear_error_and_leaves_nothing_behind() {
+        if let Some(disk) = std::env::var_os(TINY_DISK) {
+            return on_a_full_disk(Path::new(&disk));
+        }
+        // The same test again, alone, where a tmpfs of 64 KiB can be mounted without touching the machine.
+        let tmp = tempfile::tempdir().unwrap();
+        let script = format!(
+            "mount -t tmpfs -o size=64k tmpfs '{}' && exec \"$0\" --exact --nocapture \"$1\"",
+            tmp.path().display()
+        );
+        let name = concat!(
+            module_path!(),
+            "::a_full_disk_is_one_clear_error_and_leaves_nothing_behind"
+        );
+        let name = name.split_once("::").unwrap().1;
+        let output = std::process::Command::new("unshare")
+            .args(["--map-root-user", "--mount", "sh", "-c", &script])
+            .args([std::env::current_exe().unwrap().as_os_str(), name.as_ref()])
+            .env(TINY_DISK, tmp.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    fn on_a_full_disk(disk: &Path) {
+        let ballast = disk.join("ballast");
+        let filled = File::create(&ballast)
+            .unwrap()
+            .write_all(&[0; 1 << 20])
+            .unwrap_err();
+        assert_eq!(filled.kind(), io::ErrorKind::StorageFull);
+        let root = disk.join("farlan/node");
+
+        let state = State::open(&root).unwrap();
+        let error = state.identity(secret).unwrap_err();
+
+        assert!(matches!(error, StateError::Full { .. }), "{error}");
+        assert!(!error.to_string().contains('\n'));
+        drop(state);
+        assert!(!disk.join("farlan").exists());
+        fs::remove_file(&ballast).unwrap();
+        State::open(&root).unwrap().identity(secret).unwrap();
+    }
 }

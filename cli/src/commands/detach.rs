@@ -3,7 +3,7 @@
 //! The child tells by lines on its standard output: what it would print anyway, then `settled`, or `failed` with the
 //! reason. It logs to `farlan.log` in the state directory.
 
-use crate::output::{one_line, say};
+use crate::output::{explain, say};
 use anyhow::Context;
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -169,7 +169,7 @@ impl Detached {
         if let (Some(this), Err(error)) = (this, result)
             && !this.told.load(Ordering::Relaxed)
         {
-            say(&format!("{FAILED}{}", one_line(&format!("{error:#}"))));
+            say(&format!("{FAILED}{}", explain(error)));
         }
     }
 }

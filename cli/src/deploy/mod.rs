@@ -158,7 +158,7 @@ async fn run_one(deployment: &Deployment, host: &Host, number: usize) -> HostRep
     report.seconds = began.elapsed().as_secs_f64();
     match result {
         Ok(()) => report.ok = true,
-        Err(error) => report.error = Some(crate::output::one_line(&format!("{error:#}"))),
+        Err(error) => report.error = Some(crate::output::explain(&error)),
     }
     deployment.progress.done(number, &report);
     report

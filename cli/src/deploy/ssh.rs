@@ -4,7 +4,7 @@ use super::{
     hosts::Host,
     plan::{BINARY, Facts, Goal, Step, UNIT_PATH, unit},
 };
-use crate::args::Apply;
+use crate::{args::Apply, output::explain};
 use anyhow::{Context, bail, ensure};
 use overlay_types::{
     Name,
@@ -213,10 +213,7 @@ exit 0
                     }
                 }
                 // On standard input, so that the host's process list does not show it.
-                let answer = self
-                    .run(&join, job.invite.as_bytes().to_vec())
-                    .await
-                    .context("cannot join")?;
+                let answer = self.run(&join, job.invite.as_bytes().to_vec()).await?;
                 return Ok(Done::Joined(Box::new(
                     serde_json::from_str(&answer).context("the node's answer is not understood")?,
                 )));
@@ -249,7 +246,7 @@ exit 0
                         None => "it is not in the network".into(),
                     }
                 }
-                Err(error) => format!("{error:#}"),
+                Err(error) => explain(&error),
             };
             ensure!(
                 began.elapsed() < VERIFY_PATIENCE,

@@ -3,6 +3,8 @@
 
 mod routes;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use socket::{ApiServer, ApiStartError};
 
