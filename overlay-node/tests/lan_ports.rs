@@ -1,5 +1,10 @@
 //! Attaching a LAN for real: a host `eth1` with an address and a default route, a router beyond it in a namespace of its own.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails where something is not as it should be"
+)]
+
 mod common;
 
 use common::{in_namespace_async, run, succeeds};

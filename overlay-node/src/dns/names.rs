@@ -74,6 +74,42 @@ impl Names {
         self.addresses.iter()
     }
 
+    /// The network that they are of.
+    pub const fn network(&self) -> &Name {
+        &self.network
+    }
+
+    /// Whether single labels are answered too.
+    pub const fn is_bare(&self) -> bool {
+        self.bare
+    }
+
+    /// The zones of our addresses in reverse, each at a whole byte (IPv4) or digit (IPv6) of the address.
+    pub fn reverse_zones(&self) -> Vec<String> {
+        let bytes = usize::from(self.subnet.prefix_len().div_ceil(8));
+        let spare = 8 * bytes - usize::from(self.subnet.prefix_len());
+        let base = u32::from(self.subnet.base()) >> (32 - 8 * bytes);
+        let mut zones: Vec<String> = (0..1_u32 << spare)
+            .map(|n| {
+                let [.., a, b, c, d] = (base | n).to_be_bytes();
+                let labels: Vec<String> = [d, c, b, a]
+                    .into_iter()
+                    .take(bytes)
+                    .map(|byte| byte.to_string())
+                    .collect();
+                format!("{}.in-addr.arpa", labels.join("."))
+            })
+            .collect();
+        let digits: Vec<String> = self
+            .prefix6
+            .iter()
+            .rev()
+            .map(|byte| format!("{:x}.{:x}", byte & 15, byte >> 4))
+            .collect();
+        zones.push(format!("{}.ip6.arpa", digits.join(".")));
+        zones
+    }
+
     /// The networks from which questions are answered.
     pub(super) fn own_networks(&self) -> [IpNet; 2] {
         let mut octets = [0; 16];
@@ -247,6 +283,33 @@ mod tests {
             ask(&names, "evil.lab.farlan.", RecordType::A),
             Answer::NoSuchName
         );
+    }
+
+    #[test]
+    fn the_reverse_zones_cover_the_network_and_no_more() {
+        let zones = |subnet: &str| {
+            Names::new(
+                "lab".parse().unwrap(),
+                NetworkId([7; 32]),
+                subnet.parse().unwrap(),
+                true,
+            )
+            .reverse_zones()
+        };
+        assert_eq!(
+            zones("10.77.0.0/16"),
+            [
+                "77.10.in-addr.arpa",
+                "7.0.7.0.7.0.7.0.7.0.7.0.7.0.d.f.ip6.arpa"
+            ]
+        );
+        assert_eq!(
+            zones("192.168.4.0/23")[..2],
+            ["4.168.192.in-addr.arpa", "5.168.192.in-addr.arpa"]
+        );
+        assert_eq!(zones("10.0.0.0/8")[0], "10.in-addr.arpa");
+        assert_eq!(zones("10.1.2.252/30")[3], "255.2.1.10.in-addr.arpa");
+        assert_eq!(zones("10.0.0.0/9").len(), 129);
     }
 
     proptest! {

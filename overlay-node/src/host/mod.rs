@@ -2,11 +2,13 @@
 //! Everything done here is undone at leave or stop, and healed after a crash.
 
 pub mod hosts_file;
+pub mod names;
 pub mod netlink;
 pub mod resolved;
 pub mod sysctl;
 
 pub use hosts_file::{HostsError, HostsFile};
+pub use names::{HostNames, HostNamesError};
 pub use netlink::{AddressWatch, InterfaceAddress, Link, Netlink, NetlinkError, Route};
 pub use resolved::{Resolved, ResolvedError};
 pub use sysctl::Sysctl;
