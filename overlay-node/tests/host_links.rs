@@ -10,9 +10,7 @@ mod common;
 use common::{in_namespace_async, run};
 use overlay_node::host::{AddressWatch, HostsFile, Netlink, NetlinkError, Resolved, Route};
 use overlay_types::MacAddr;
-use std::{
-    collections::BTreeSet, fs, net::IpAddr, path::PathBuf, process::Command, time::Duration,
-};
+use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf, time::Duration};
 use tokio::time::timeout;
 
 fn ip(text: &str) -> IpAddr {
@@ -252,11 +250,9 @@ mod resolved {
              <allow send_destination='*'/><allow receive_sender='*'/><allow own='*'/></policy></busconfig>",
         )
         .unwrap();
-        Command::new("dbus-daemon")
-            .arg(format!("--config-file={config}"))
-            .arg("--nofork")
-            .spawn()
-            .expect("dbus-daemon");
+        run(&format!(
+            "dbus-daemon --config-file={config} --fork >/dev/null 2>&1"
+        ));
         for _ in 0..100 {
             if PathBuf::from("/run/bus").exists() {
                 break;
