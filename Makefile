@@ -35,3 +35,13 @@ test: lint build
 	$(CARGO) test --locked --workspace --doc
 	BOLERO_RANDOM_TEST_TIME_MS=$(FUZZ_MS) $(CARGO) nextest run --locked -p farlan-fuzz --no-tests=pass
 	tests/tools/as-root $(CARGO) nextest run --locked -p overlay-tests --test netns
+
+prove: build
+	tests/tools/install test
+	$(CARGO) build --locked -p overlay-tests --bin prove
+	tests/tools/as-root $(dir $(FARLAN))prove $(ARGS)
+
+bench: build
+	tests/tools/install test
+	$(CARGO) build --locked -p overlay-tests --bin bench
+	tests/tools/as-root $(dir $(FARLAN))bench

@@ -15,16 +15,17 @@ pub(crate) const SETTLING_TIMEOUT: Duration = Duration::from_secs(30);
 /// The name by which machines call the program under test.
 pub(crate) const FARLAN: &str = "farlan";
 
-/// The program under test, built beside this test (`make test` sees to it).
+/// The program under test, built beside this one (`make` sees to it).
 pub(crate) fn program() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    let built = test.ancestors().nth(2).unwrap().join(FARLAN);
-    assert!(
-        built.exists(),
-        "{} is not there: cargo build -p cli",
-        built.display()
-    );
-    built
+    let this = std::env::current_exe().unwrap();
+    // Tests are in target/debug/deps, other programs in target/debug.
+    let found = this
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|directory| directory.join(FARLAN))
+        .find(|path| path.is_file());
+    found.unwrap_or_else(|| panic!("no {FARLAN} beside {}: cargo build -p cli", this.display()))
 }
 
 /// A lab whose machines can call `farlan`, and in which `deploy` finds a `/usr/local/bin` of its own.
