@@ -375,3 +375,146 @@ fn hash(label: &str, bytes: &[u8]) -> [u8; 32] {
         .finalize()
         .into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Identity;
+    use rand_chacha::rand_core::SeedableRng;
+
+    fn network() -> (Identity, Network) {
+        let mut rng = ChaCha20Rng::seed_from_u64(3);
+        let owner = Identity::generate(&mut rng);
+        let subnet = "10.77.0.0/16".parse().expect("a subnet");
+        let genesis = Genesis::new(
+            &mut rng,
+            "lab".parse().expect("a name"),
+            subnet,
+            DhcpMode::Overlay,
+            owner.peer_id(),
+        );
+        (owner, Network::new(genesis).expect("a sound genesis"))
+    }
+
+    fn signed(body: NetworkDocument, by: &[&Identity]) -> SignedDocument {
+        let signatures = by
+            .iter()
+            .map(|admin| Certified::sign(&body, admin))
+            .collect();
+        Certified { body, signatures }
+    }
+
+    #[test]
+    fn the_id_is_the_hash_of_the_genesis() {
+        let (_, network) = network();
+        let mut other = network.genesis().clone();
+        assert_eq!(other.id(), network.id());
+        other.dhcp = DhcpMode::Off;
+        assert_ne!(other.id(), network.id());
+    }
+
+    #[test]
+    fn a_document_takes_the_admins_of_the_one_before_it() {
+        let (owner, mut network) = network();
+        let second = Identity::generate(&mut ChaCha20Rng::seed_from_u64(4));
+        let mut two = network.document().successor();
+        two.admins = vec![owner.peer_id(), second.peer_id()];
+        two.threshold = 2;
+
+        let by_the_new_one = network.apply(signed(two.clone(), &[&second]));
+        assert!(matches!(
+            by_the_new_one,
+            Err(InvalidNetwork::NotCertified(_))
+        ));
+        assert_eq!(network.apply(signed(two.clone(), &[&owner])), Ok(true));
+        assert_eq!(
+            network.apply(signed(two, &[&owner])),
+            Ok(false),
+            "we have it"
+        );
+
+        let mut three = network.document().successor();
+        three.lease_seconds = 7200;
+        assert!(
+            network.apply(signed(three.clone(), &[&owner])).is_err(),
+            "it takes both now"
+        );
+        assert!(
+            network
+                .apply(signed(three.clone(), &[&owner, &owner]))
+                .is_err(),
+            "twice the same is one"
+        );
+        assert_eq!(network.apply(signed(three, &[&owner, &second])), Ok(true));
+        assert_eq!(
+            (network.document().version, network.document().lease_seconds),
+            (2, 7200)
+        );
+    }
+
+    #[test]
+    fn documents_chain_without_gaps_and_keep_old_groups_known() {
+        let (owner, mut network) = network();
+        let mut skipped = network.document().successor();
+        skipped.version += 1;
+        assert_eq!(
+            network.apply(signed(skipped, &[&owner])),
+            Err(InvalidNetwork::Gap { have: 0, got: 2 })
+        );
+        let mut unsound = network.document().successor();
+        unsound.threshold = 2;
+        assert_eq!(
+            network.apply(signed(unsound, &[&owner])),
+            Err(InvalidNetwork::Unsound)
+        );
+
+        let mut grown = network.document().successor();
+        let mut voters = vec![owner.peer_id(), PeerId([1; 32])];
+        voters.sort();
+        grown.registrars = Group { epoch: 1, voters };
+        assert_eq!(
+            network.apply(signed(grown.clone(), &[&owner])),
+            Err(InvalidNetwork::Unsound),
+            "another group, another epoch"
+        );
+        grown.registrars.epoch = 2;
+        assert_eq!(network.apply(signed(grown, &[&owner])), Ok(true));
+        assert_eq!(network.group_of(1).map(Group::majority), Some(1));
+        assert_eq!(network.group().majority(), 2);
+    }
+
+    #[test]
+    fn keys_differ_by_purpose_network_and_epoch() {
+        let mut rng = ChaCha20Rng::seed_from_u64(5);
+        let first = NetworkSecret::generate(&mut rng);
+        let second = first.next(&mut rng);
+        let (a, b) = (NetworkId([1; 32]), NetworkId([2; 32]));
+        let keys = [
+            first.psk(a),
+            first.psk(b),
+            second.psk(a),
+            first.slot_root(a),
+            first.rendezvous_key(a, 0),
+        ];
+        assert!(
+            keys.iter()
+                .enumerate()
+                .all(|(i, key)| !keys[..i].contains(key))
+        );
+        assert_eq!(second.epoch, 2);
+    }
+
+    #[test]
+    fn registrars_announce_under_the_key_of_every_live_invite() {
+        let secret = NetworkSecret::generate(&mut ChaCha20Rng::seed_from_u64(6));
+        let (id, now) = (NetworkId([1; 32]), 1_800_000_000);
+        let announced = secret.rendezvous_keys(id, now);
+        for days in [0, 1, 7, 29, 30] {
+            assert!(
+                announced.contains(&secret.rendezvous_key(id, now + days * 86_400)),
+                "an invite of {days} days"
+            );
+        }
+        assert!(announced.len() <= 6);
+    }
+}

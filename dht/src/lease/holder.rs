@@ -388,3 +388,193 @@ impl LeaseHolder {
         pause
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::CLOCK_SKEW_MAX_SECONDS;
+    use crate::testing::{Lab, name};
+    use overlay_types::DhcpMode;
+
+    const DAY: u64 = 24 * 3600;
+
+    fn lab() -> (Lab, Identity, Want) {
+        let mut lab = Lab::new("10.77.0.0/24", DhcpMode::Overlay);
+        let (node, _) = lab.member("a");
+        let want = Want::Address {
+            mac: node.peer_id().host_mac(),
+            name: Some(name("a")),
+        };
+        (lab, node, want)
+    }
+
+    fn pass(lab: &mut Lab, holder: &mut LeaseHolder, seconds: u64) {
+        lab.now += Duration::from_secs(seconds);
+        lab.unix += seconds;
+        holder.handle_timeout(lab.now, lab.unix);
+    }
+
+    fn serve(lab: &mut Lab, node: &Identity, holder: &mut LeaseHolder) {
+        let transaction = holder.poll_transmit().expect("something is asked");
+        let reply = lab.ask(node, transaction);
+        holder.handle_reply(reply, &lab.network.clone(), lab.now, lab.unix);
+    }
+
+    #[test]
+    fn a_lease_is_claimed_renewed_at_half_its_time_and_never_lost() {
+        let (mut lab, node, want) = lab();
+        let mut holder = LeaseHolder::new(node.clone(), want, None, lab.now, lab.unix);
+        serve(&mut lab, &node, &mut holder);
+        assert!(matches!(holder.poll_event(), Some(HolderEvent::Held(_))));
+
+        for _ in 0..3 {
+            let (due, why) = holder.poll_timeout().unwrap();
+            assert_eq!(
+                (due, why),
+                (lab.now + Duration::from_secs(DAY / 2), "renew")
+            );
+            pass(&mut lab, &mut holder, DAY / 2);
+            serve(&mut lab, &node, &mut holder);
+            assert!(matches!(holder.poll_event(), Some(HolderEvent::Held(_))));
+        }
+        assert_eq!(holder.lease().unwrap().generation, 1);
+    }
+
+    #[test]
+    fn without_a_registrar_it_stops_a_guard_before_expiry_counted_from_the_request() {
+        let (mut lab, node, want) = lab();
+        let mut holder = LeaseHolder::new(node.clone(), want, None, lab.now, lab.unix);
+        let asked_at = lab.now;
+        let transaction = holder.poll_transmit().unwrap();
+        pass(&mut lab, &mut holder, 9);
+        let reply = lab.ask(&node, transaction);
+        // The holder's own clock is behind by as much as may be; the span since its request still binds it.
+        let behind = lab.unix - CLOCK_SKEW_MAX_SECONDS;
+        holder.handle_reply(reply, &lab.network, lab.now, behind);
+        assert!(matches!(holder.poll_event(), Some(HolderEvent::Held(_))));
+
+        while let Some((due, _)) = holder.poll_timeout() {
+            if holder.lease().is_none() {
+                break;
+            }
+            lab.now = due;
+            holder.handle_timeout(lab.now, lab.unix);
+            if holder.poll_transmit().is_some() {
+                holder.handle_unreachable(lab.now);
+            }
+        }
+
+        assert!(matches!(
+            holder.poll_event(),
+            Some(HolderEvent::Lost { .. })
+        ));
+        assert_eq!(lab.now, asked_at + Duration::from_secs(DAY - GUARD_SECONDS));
+        pass(&mut lab, &mut holder, 0);
+        assert!(
+            matches!(
+                holder.poll_transmit(),
+                Some(Transaction::ClaimAddress {
+                    wanted: Some(_),
+                    ..
+                })
+            ),
+            "it tries again"
+        );
+    }
+
+    #[test]
+    fn a_restart_goes_on_with_the_stored_certificate_and_asks_nobody() {
+        let (mut lab, node, want) = lab();
+        let cert = lab.claim(&node, Some("a")).unwrap();
+
+        let mut holder = LeaseHolder::new(
+            node.clone(),
+            want.clone(),
+            Some(cert.clone()),
+            lab.now,
+            lab.unix + 100,
+        );
+        assert_eq!(
+            holder.poll_event(),
+            Some(HolderEvent::Held(Box::new(cert.clone())))
+        );
+        assert_eq!(holder.poll_transmit(), None);
+
+        let mut late =
+            LeaseHolder::new(node, want, Some(cert.clone()), lab.now, cert.usable_until());
+        assert_eq!(late.poll_event(), None);
+        assert!(matches!(
+            late.poll_transmit(),
+            Some(Transaction::ClaimAddress {
+                wanted: Some(_),
+                ..
+            })
+        ));
+    }
+
+    #[test]
+    fn a_machine_that_slept_over_the_end_stops_when_it_wakes() {
+        let (mut lab, node, want) = lab();
+        let mut holder = LeaseHolder::new(node.clone(), want, None, lab.now, lab.unix);
+        serve(&mut lab, &node, &mut holder);
+        holder.poll_event();
+        lab.unix += DAY; // the monotonic clock stood still
+        holder.handle_timeout(lab.now, lab.unix);
+        assert!(matches!(
+            holder.poll_event(),
+            Some(HolderEvent::Lost { .. })
+        ));
+        assert_eq!(holder.lease(), None);
+    }
+
+    #[test]
+    fn a_released_lease_is_out_of_use_before_anybody_hears_of_it() {
+        let (mut lab, node, want) = lab();
+        let mut holder = LeaseHolder::new(node.clone(), want, None, lab.now, lab.unix);
+        serve(&mut lab, &node, &mut holder);
+        holder.poll_event();
+
+        holder.release(lab.now, lab.unix);
+        assert!(matches!(
+            holder.poll_event(),
+            Some(HolderEvent::Lost { .. })
+        ));
+        assert_eq!(holder.lease(), None);
+        serve(&mut lab, &node, &mut holder);
+        assert_eq!(holder.poll_event(), Some(HolderEvent::Released));
+        assert_eq!(holder.poll_timeout(), None);
+    }
+
+    #[test]
+    fn an_unreachable_registrar_is_tried_again_ever_more_slowly() {
+        let (mut lab, node, want) = lab();
+        let mut holder = LeaseHolder::new(node, want, None, lab.now, lab.unix);
+        let mut pauses = Vec::new();
+        for _ in 0..8 {
+            assert!(holder.poll_transmit().is_some());
+            holder.handle_unreachable(lab.now);
+            assert_eq!(holder.poll_event(), Some(HolderEvent::Waiting(None)));
+            let (due, _) = holder.poll_timeout().unwrap();
+            pauses.push(due - lab.now);
+            lab.now = due;
+            holder.handle_timeout(lab.now, lab.unix);
+        }
+        assert!(pauses.is_sorted() && pauses[0] == RETRY_MIN && pauses[7] == RETRY_MAX);
+    }
+
+    #[test]
+    fn a_certificate_that_proves_nothing_is_not_used() {
+        let (mut lab, node, want) = lab();
+        let mut holder = LeaseHolder::new(node.clone(), want, None, lab.now, lab.unix);
+        let transaction = holder.poll_transmit().unwrap();
+        let Reply::Lease(mut cert) = lab.ask(&node, transaction) else {
+            panic!("refused")
+        };
+        cert.body.expires += 1;
+        holder.handle_reply(Reply::Lease(cert), &lab.network, lab.now, lab.unix);
+        assert_eq!(
+            (holder.poll_event(), holder.lease()),
+            (Some(HolderEvent::Waiting(None)), None)
+        );
+    }
+}

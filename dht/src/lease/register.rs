@@ -152,3 +152,47 @@ impl Vote {
         decode(bytes, VOTE_MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_vote_survives_the_disk() {
+        let ballot = Ballot::default().above(PeerId([1; 32]));
+        let used = BTreeSet::from([PeerId([2; 32]), PeerId([3; 32])]);
+        let vote = Vote {
+            key: Key::Invite(InviteId([9; 8])),
+            promised: ballot,
+            accepted: Some((ballot, Entry::Invite(used))),
+        };
+        assert_eq!(Vote::from_bytes(&vote.to_bytes()), Ok(vote));
+    }
+
+    #[test]
+    fn a_used_up_invite_fits_a_vote() {
+        let used = (0..crate::invite::INVITE_USES_MAX).map(|n| {
+            let mut id = [7; 32];
+            id[..4].copy_from_slice(&n.to_be_bytes());
+            PeerId(id)
+        });
+        let entry = Entry::Invite(used.collect());
+        let vote = Vote {
+            key: Key::Invite(InviteId([9; 8])),
+            promised: Ballot::default(),
+            accepted: Some((Ballot::default(), entry)),
+        };
+        assert!(Vote::from_bytes(&vote.to_bytes()).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_break_decoding(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Vote::from_bytes(&bytes);
+            let _ = crate::lease::LeaseCert::from_bytes(&bytes);
+            let _ = crate::membership::MembershipCert::from_bytes(&bytes);
+            let _ = crate::network::SignedDocument::from_bytes(&bytes);
+        }
+    }
+}
