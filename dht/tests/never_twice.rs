@@ -5,6 +5,7 @@
     clippy::disallowed_methods,
     reason = "one reading of the clock as the origin of virtual time"
 )]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use dht::identity::Identity;
 use dht::lease::{
@@ -32,7 +33,7 @@ struct Host {
 }
 
 enum Delivery {
-    Message(PeerId, usize, RegistrarMessage),
+    Message(PeerId, usize, Box<RegistrarMessage>),
     Persisted(usize, u64, u32),
 }
 
@@ -191,7 +192,10 @@ impl World {
                         if !self.chance(15) {
                             let delay =
                                 self.rng.next_u64() % if self.chance(5) { 3_000 } else { 120 };
-                            self.schedule(delay, Delivery::Message(me, to, message.clone()));
+                            self.schedule(
+                                delay,
+                                Delivery::Message(me, to, Box::new(message.clone())),
+                            );
                         }
                     }
                 }
@@ -369,7 +373,7 @@ impl World {
         };
         match delivery {
             Delivery::Message(from, _, message) => {
-                registrar.handle_message(from, message, now, unix)
+                registrar.handle_message(from, *message, now, unix)
             }
             Delivery::Persisted(_, id, of_life) if of_life == life => {
                 registrar.handle_persisted(id, now, unix)

@@ -62,7 +62,7 @@ pub enum Key {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Entry {
     /// An address, or an extent as a block.
-    Lease(LeaseEntry),
+    Lease(Box<LeaseEntry>),
     /// An extent whose addresses are leased singly. It stays so.
     Singles,
     /// A name.

@@ -179,18 +179,18 @@ impl Case {
             released: None,
         };
         match current {
-            None => Write(Entry::Lease(fresh)),
+            None => Write(Entry::Lease(Box::new(fresh))),
             // The same once more: a lost answer, or the holder is back after a while and nobody came between.
             Some(Entry::Lease(own))
                 if own.holder == self.from && own.mac == mac && own.released.is_none() =>
             {
                 let expires = fresh.expires.max(own.expires);
-                Write(Entry::Lease(LeaseEntry {
+                Write(Entry::Lease(Box::new(LeaseEntry {
                     expires,
                     generation: own.generation,
                     previous: own.previous,
                     ..fresh
-                }))
+                })))
             }
             Some(Entry::Lease(before)) if before.is_free(self.issued) => {
                 let previous = match before.released {
@@ -200,11 +200,11 @@ impl Case {
                         expires: before.expires,
                     },
                 };
-                Write(Entry::Lease(LeaseEntry {
+                Write(Entry::Lease(Box::new(LeaseEntry {
                     generation: before.generation + 1,
                     previous: Some(previous),
                     ..fresh
-                }))
+                })))
             }
             Some(_) => Elsewhere,
         }
@@ -219,11 +219,11 @@ impl Case {
             {
                 // Never shorter than a certificate that is out already.
                 let expires = self.lease_expires().max(own.expires);
-                Write(Entry::Lease(LeaseEntry {
+                Write(Entry::Lease(Box::new(LeaseEntry {
                     issued: self.issued,
                     expires,
-                    ..own
-                }))
+                    ..*own
+                })))
             }
             _ => Refuse(Refusal::NotYours),
         }
@@ -239,7 +239,7 @@ impl Case {
                 if own.holder == self.from && Ok(own.generation) == generation =>
             {
                 let released = own.released.or_else(|| Some(release.clone()));
-                Write(Entry::Lease(LeaseEntry { released, ..own }))
+                Write(Entry::Lease(Box::new(LeaseEntry { released, ..*own })))
             }
             _ => Refuse(Refusal::NotYours),
         }
