@@ -15,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use cli::demo::Node;
 use cli::lab::{Lab, Machine, Nat};
 use overlay::{FARLAN, eventually, fabric, founder, host_behind, lab, path_kind, ping, program};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -84,7 +84,7 @@ fn main() -> Result<()> {
 }
 
 /// Whether a part was measured after the program was built.
-fn is_fresh(file: &PathBuf) -> bool {
+fn is_fresh(file: &Path) -> bool {
     let changed = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
     changed(file).is_some_and(|measured| changed(&program()).is_some_and(|built| measured > built))
 }

@@ -67,7 +67,7 @@ for directory; do
 done
 mkdir -p /var/lib/dhcp /var/lib/misc
 
-echo "$LAB_HOST" > /proc/sys/kernel/hostname
+hostname "$LAB_HOST"
 mount -t sysfs sysfs /sys 2>/dev/null || :
 # A bridge here is a plain switch: what it forwards is not for the hooks of IP.
 for hook in iptables ip6tables arptables; do
@@ -193,9 +193,17 @@ impl Machine {
         self.init.as_raw_nonzero().get().cast_unsigned()
     }
 
-    /// The shell command by which a person enters it.
+    /// The shell command by which the user who made the lab enters it.
     pub fn enter_command(&self) -> String {
-        format!("nsenter -t {} -m -u -i -n -p", self.pid())
+        let as_root_of_the_lab = if is_in_user_namespace() {
+            " -U --preserve-credentials"
+        } else {
+            ""
+        };
+        format!(
+            "nsenter -t {}{as_root_of_the_lab} -m -u -i -n -p",
+            self.pid()
+        )
     }
 
     /// Ends everything in it at once, as a power cut would.
@@ -445,6 +453,12 @@ impl Machine {
     pub fn capture(&self, interface: &str, filter: &str, snap: u32) -> Result<Capture> {
         Capture::start(self, interface, filter, snap)
     }
+}
+
+/// Whether ids here are others than the machine's own (user_namespaces(7)).
+fn is_in_user_namespace() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().ne(["0", "0", "4294967295"])
 }
 
 /// 32 hexadecimal digits, different for every machine of every lab: what `/etc/machine-id` holds.

@@ -37,6 +37,10 @@ pub const LAB_TOOLS: &[Tool] = &[
         package: "mount",
     },
     Tool {
+        program: "hostname",
+        package: "hostname",
+    },
+    Tool {
         program: "timeout",
         package: "coreutils",
     },
