@@ -143,3 +143,79 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overlay_node::api::{Answer, ApiServer, NodeControl};
+    use overlay_types::{
+        PeerId,
+        api::{FabricStatus, NatStatus, NodeStatus, PeerStatus, Status},
+    };
+    use std::sync::Arc;
+    use tokio_util::sync::CancellationToken;
+
+    struct Fabric(CancellationToken);
+
+    impl NodeControl for Fabric {
+        fn status(&self) -> impl Future<Output = Answer<Status>> + Send {
+            std::future::ready(Ok(Status {
+                node: NodeStatus {
+                    id: PeerId([1; 32]),
+                    version: "7".into(),
+                    pid: 1,
+                    uptime_s: 1,
+                },
+                nat: NatStatus::default(),
+                fabric: FabricStatus::default(),
+                networks: vec![],
+                name: None,
+                address: None,
+                address6: None,
+            }))
+        }
+
+        fn down(&self) -> impl Future<Output = Answer<()>> + Send {
+            self.0.cancel();
+            std::future::ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_is_asked_answers_refuses_and_is_gone() {
+        let tmp = tempfile::tempdir().unwrap();
+        let global = Global {
+            state: Some(tmp.path().into()),
+            network: "lab".parse().ok(),
+            ..Global::default()
+        };
+        let client = Client::new(&global).unwrap();
+        let stop = CancellationToken::new();
+        let server = ApiServer::bind(&tmp.path().join("farlan.sock"))
+            .await
+            .unwrap();
+        let serving = tokio::spawn(server.serve_fabric(Arc::new(Fabric(stop.clone())), stop));
+
+        assert_eq!(
+            client
+                .get::<Status>("/v1/status")
+                .await
+                .unwrap()
+                .node
+                .version,
+            "7"
+        );
+        let refused = client
+            .get::<Vec<PeerStatus>>("/v1/peers")
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(&refused, ClientError::Refused(why) if why.contains("fabric node")),
+            "{refused}"
+        );
+        let () = client.post("/v1/down", &()).await.unwrap();
+        serving.await.unwrap();
+        let gone = client.get::<Status>("/v1/status").await.unwrap_err();
+        assert!(matches!(gone, ClientError::NotRunning(_)), "{gone}");
+    }
+}
