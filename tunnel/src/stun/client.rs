@@ -234,12 +234,20 @@ impl StunClient {
         self.events.pop_front()
     }
 
-    /// Every address at which servers see us, one that is a host candidate excepted.
+    /// The addresses at which servers see us and peers may reach us, host candidates excepted. Where every server sees
+    /// another one, peers will too; then only the one that is kept alive is told, for the others change all the time.
     pub fn reflexive(&self) -> Vec<SocketAddr> {
-        let mut seen: Vec<_> = self.servers.iter().filter_map(|s| s.reflexive).collect();
-        seen.retain(|addr| !self.host.contains(addr));
-        seen.sort_unstable();
-        seen.dedup();
+        let is_varied = matches!(
+            self.behaviour.mapping,
+            NatRule::AddressDependent | NatRule::AddressAndPortDependent
+        );
+        let mut seen: Vec<SocketAddr> = Vec::new();
+        for addr in self.servers.iter().filter_map(|s| s.reflexive) {
+            let has_its_like = seen.iter().any(|a| a.is_ipv4() == addr.is_ipv4());
+            if !(self.host.contains(&addr) || seen.contains(&addr) || is_varied && has_its_like) {
+                seen.push(addr);
+            }
+        }
         seen
     }
 

@@ -189,6 +189,17 @@ fn reflexive_addresses_come_once_and_change_with_the_nat() {
 }
 
 #[test]
+fn before_a_symmetric_nat_the_reflexive_candidate_is_one_and_stays() {
+    let rule = NatRule::AddressAndPortDependent;
+    let mut world = World::new(rule, rule).learn(&[A, B]);
+    let before = world.client.reflexive();
+    world.ports.retain(|server, _| server == A); // mappings that nobody keeps alive expire
+    world.first_port = 50_000;
+    world.run(Duration::from_secs(600));
+    assert_eq!((before.len(), world.client.reflexive()), (1, before));
+}
+
+#[test]
 fn without_a_nat_there_is_no_reflexive_candidate() {
     let world = World::new(NatRule::None, NatRule::None).learn(&[A, B]);
     assert_eq!(world.client.reflexive(), []);
