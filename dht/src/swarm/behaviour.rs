@@ -32,9 +32,12 @@ const FABRIC_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Keeps NAT mappings alive (RFC 4787 asks for 2 min, some give 30 s) at a few bytes per second.
 const QUIC_KEEP_ALIVE: Duration = Duration::from_secs(25);
 const QUIC_IDLE_TIMEOUT_MS: u32 = 90_000;
-/// A peer that is gone without a word is noticed after this and [`PING_TIMEOUT`]. About 30 bytes per second and connection.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Some 100 bytes per second and connection over QUIC, 200 over TCP, both directions together.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer whose last pong is so old is gone without a word: one ping was due and had its time, and we look every few seconds.
+/// libp2p's ping tells of the second failure only, half a minute later.
+pub(super) const SILENCE_MAX: Duration = Duration::from_secs(22);
 const IDENTIFY_INTERVAL: Duration = Duration::from_secs(300);
 
 /// Connections with one peer: two transports and a circuit, while one replaces another.

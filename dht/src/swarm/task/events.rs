@@ -1,6 +1,7 @@
 //! What libp2p tells, and what follows from it. Where others reach this node is [`super::reach`]'s part.
 
 use super::*;
+use crate::swarm::behaviour::SILENCE_MAX;
 
 /// Requests of others that wait for their answer; further ones are dropped, which their senders see at once.
 const ANSWERS_MAX: usize = 512;
@@ -24,6 +25,7 @@ impl SwarmTask {
                 let connection = Connection {
                     address: address.clone(),
                     is_relayed: endpoint.is_relayed(),
+                    heard_at: Some(now),
                 };
                 let is_relayed = connection.is_relayed;
                 self.peers
@@ -205,18 +207,22 @@ impl SwarmTask {
                 peer,
                 connection,
                 result,
-            }) => match result {
-                Ok(rtt) => {
-                    if let Some(peer) = self.peers.get_mut(&peer) {
+            }) => {
+                let Some(peer) = self.peers.get_mut(&peer) else {
+                    return;
+                };
+                let Some(pinged) = peer.connections.get_mut(&connection) else {
+                    return;
+                };
+                match result {
+                    Ok(rtt) => {
+                        pinged.heard_at = Some(now);
                         peer.rtt = Some(rtt);
                     }
+                    Err(ping::Failure::Unsupported) => pinged.heard_at = None,
+                    Err(_) => {} // its silence counts, see `close_silent_connections`
                 }
-                Err(ping::Failure::Unsupported) => {}
-                Err(error) => {
-                    tracing::debug!(%peer, %error, "peer does not answer; closing");
-                    self.swarm.close_connection(connection);
-                }
-            },
+            }
             BehaviourEvent::Mdns(mdns::Event::Discovered(found)) => {
                 for (peer, address) in found {
                     self.handle_found_on_lan(peer, address);
@@ -231,6 +237,25 @@ impl SwarmTask {
                 }
             }
             other => tracing::trace!(event = ?other, "behaviour"),
+        }
+    }
+
+    /// Peers that crashed, or that a network lost, say nothing; QUIC alone would wait 90 s for them.
+    pub(super) fn close_silent_connections(&mut self, now: Instant) {
+        let connections = self.peers.iter().flat_map(|(peer, known)| {
+            known
+                .connections
+                .iter()
+                .map(move |(id, connection)| (*peer, *id, connection.heard_at))
+        });
+        let silent: Vec<_> = connections
+            .filter(|(_, _, heard_at)| {
+                heard_at.is_some_and(|heard_at| heard_at + SILENCE_MAX <= now)
+            })
+            .collect();
+        for (peer, connection, _) in silent {
+            tracing::debug!(%peer, "peer does not answer; closing");
+            self.swarm.close_connection(connection);
         }
     }
 

@@ -38,6 +38,8 @@ const PENDING_EVENTS_MAX: usize = 1024;
 const DIAL_ADDRESSES_MAX: usize = 12;
 /// How often slots that are over are swept out.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(120);
+/// How often we look for connections that have gone silent.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long closing may take at the end.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -61,6 +63,7 @@ pub(super) struct SwarmTask {
     published: Vec<String>,
     counters: SwarmCounters,
     expire_at: Instant,
+    look_at: Instant,
 }
 
 /// What goes back to a peer that asked; nothing, when our side gave no answer.
@@ -77,6 +80,7 @@ struct Peer {
 struct Connection {
     address: Multiaddr,
     is_relayed: bool,
+    heard_at: Option<Instant>, // the last pong; none when the peer does not speak ping
 }
 
 impl Peer {
@@ -138,6 +142,7 @@ impl SwarmTask {
             published: Vec::new(),
             counters: SwarmCounters::default(),
             expire_at: now + EXPIRE_INTERVAL,
+            look_at: now + LOOK_INTERVAL,
         };
         task.set_dht_mode(); // an address that the operator names counts as confirmed
         Ok(task)
@@ -202,7 +207,7 @@ impl SwarmTask {
         wakes
             .into_iter()
             .flatten()
-            .fold(self.expire_at, Instant::min)
+            .fold(self.expire_at.min(self.look_at), Instant::min)
     }
 
     fn do_what_is_due(&mut self, now: Instant) {
@@ -258,6 +263,10 @@ impl SwarmTask {
             .any(|place| place.listener.is_none() && place.retry_at <= now)
         {
             self.reserve_where_needed(now);
+        }
+        if self.look_at <= now {
+            self.close_silent_connections(now);
+            self.look_at = now + LOOK_INTERVAL;
         }
         if self.expire_at <= now {
             self.swarm.behaviour_mut().kad.store_mut().expire();
