@@ -186,6 +186,7 @@ impl Case {
             {
                 let expires = fresh.expires.max(own.expires);
                 Write(Entry::Lease(Box::new(LeaseEntry {
+                    issued: fresh.issued.max(own.issued), // this registrar's clock may be behind the last one's
                     expires,
                     generation: own.generation,
                     previous: own.previous,
@@ -220,7 +221,7 @@ impl Case {
                 // Never shorter than a certificate that is out already.
                 let expires = self.lease_expires().max(own.expires);
                 Write(Entry::Lease(Box::new(LeaseEntry {
-                    issued: self.issued,
+                    issued: self.issued.max(own.issued),
                     expires,
                     ..*own
                 })))
