@@ -40,6 +40,8 @@ use std::{
 const OBSERVED_MAX: usize = 2;
 /// How often the network under us is looked at again because paths fail.
 const REFRESH_PAUSE: Duration = Duration::from_secs(5);
+/// After our ways in changed, more of them usually follow; unanswered handshakes are tried again after this.
+const SETTLING: Duration = Duration::from_millis(100);
 
 /// The engine of one node.
 pub struct Engine {
@@ -356,6 +358,7 @@ impl Engine {
         if peer.candidates != candidates {
             peer.candidates = candidates;
             peer.agent.set_remote_candidates(&peer.candidates, now);
+            peer.retry_handshake(now);
         }
         if eager && peer.current.is_none() && is_news {
             let wait = if network.local.me < key.1 {
@@ -498,6 +501,7 @@ impl Engine {
         for network in self.networks.values_mut() {
             for peer in network.peers.values_mut() {
                 peer.agent.set_local_candidates(&self.candidates, now);
+                peer.retry_handshake(now + SETTLING);
                 peer.settle(&mut self.ctx, now);
             }
         }

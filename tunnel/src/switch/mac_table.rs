@@ -46,6 +46,8 @@ struct Entry {
 pub struct MacTable {
     entries: BTreeMap<MacAddr, Entry>,
     per_place: BTreeMap<Location, usize>,
+    /// No station is quiet for too long before then.
+    age_at: Option<Instant>,
 }
 
 impl MacTable {
@@ -66,6 +68,7 @@ impl MacTable {
                 },
             );
             *self.per_place.entry(at).or_default() += 1;
+            self.age_at.get_or_insert(now + AGEING_TIME);
             return Learned::New;
         };
         if entry.at == at {
@@ -99,7 +102,12 @@ impl MacTable {
 
     /// Forgets quiet stations; `true` if there were any.
     pub fn age(&mut self, now: Instant) -> bool {
-        self.forget_if(|_, entry| now.duration_since(entry.seen_at) >= AGEING_TIME)
+        if self.age_at.is_none_or(|at| now < at) {
+            return false;
+        }
+        let forgot = self.forget_if(|_, entry| now.duration_since(entry.seen_at) >= AGEING_TIME);
+        self.age_at = self.entries.values().map(|e| e.seen_at + AGEING_TIME).min();
+        forgot
     }
 
     /// Forgets all stations at a place that is gone.
@@ -113,8 +121,8 @@ impl MacTable {
     }
 
     /// When the next station may have been quiet for too long.
-    pub fn age_at(&self) -> Option<Instant> {
-        self.entries.values().map(|e| e.seen_at + AGEING_TIME).min()
+    pub const fn age_at(&self) -> Option<Instant> {
+        self.age_at
     }
 
     /// Every station with its place.

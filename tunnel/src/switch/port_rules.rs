@@ -10,7 +10,7 @@ use crate::{
     stats::Counter,
 };
 use overlay_types::{DhcpMode, MacAddr, PortKind};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 /// What the rules say of a frame that may not pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,7 @@ fn addresses(view: &NetworkView, facts: &Facts) -> Result<(), Refusal> {
 mod tests {
     use super::*;
     use crate::switch::testing::*;
+    use std::net::Ipv4Addr;
 
     const SPOOFED_MAC: Result<(), Refusal> = Err(Refusal::Drop(Counter::DropSpoofedMac));
     const SPOOFED_ADDRESS: Result<(), Refusal> = Err(Refusal::Drop(Counter::DropSpoofedAddress));

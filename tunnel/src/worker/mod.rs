@@ -1,171 +1,32 @@
 //! The fast half of the data plane: one lane of every session; frames become sealed datagrams, and back.
 //! Whatever needs thought (handshakes, control messages, addresses nobody bound) is reported to the engine.
 
+mod lane;
+mod limits;
+mod report;
+
+pub use report::{Output, Report, Traffic};
+
 use crate::{
     packet_buf::PacketBuf,
-    session::{OpenError, RecvLane, SendLane, SessionSlot},
-    snapshot::{NetworkView, Place, SessionView, Snapshot, Way},
+    session::{OpenError, SessionSlot},
+    snapshot::{NetworkView, Place, Snapshot, Way},
     split::{self, Fit, Rejoiner},
     stats::{Counter, Counters},
     switch::{
         self, Judged, Source, Verdict,
-        flood::{self, Budgets, TokenBucket},
+        flood::{self, Budgets},
     },
     wire::{
         datagram::{DatagramKind, LANE_MAX, RELAY_HEADER_BYTES, RelayHeader, classify},
         extension,
     },
 };
-use overlay_types::{Location, MacAddr, NetworkId, PathAddr, PeerId, PortId};
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use lane::Lane;
+use limits::{Limits, StationsTold, TELL_EVERY};
+use overlay_types::{Location, PathAddr, PortId};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
 use zerocopy::IntoBytes;
-
-/// What a worker wants done; the shell does it at once or drops it.
-pub trait Output {
-    /// Send a datagram: sealed, and wrapped if it goes to a relay.
-    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]);
-    /// Write a frame to a local port.
-    fn deliver(&mut self, port: PortId, frame: &[u8]);
-    /// Tell the engine; `false` when its queue is full, which the worker counts.
-    fn report(&mut self, report: Report) -> bool;
-    /// Give a datagram, still sealed, to the worker that owns its lane. `from` says how it came: a relay's wrapper is off.
-    fn hand_over(&mut self, worker: u8, from: PathAddr, datagram: &[u8]);
-}
-
-/// What a worker tells the engine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Report {
-    /// A datagram that is not a worker's: handshakes, the control lane, STUN, relay control.
-    Datagram {
-        /// How it came; a relay's wrapper is off.
-        from: PathAddr,
-        /// All of it.
-        bytes: Vec<u8>,
-    },
-    /// Data for a session that we do not have: its sender should shake hands again.
-    UnknownSession {
-        /// How it came.
-        from: PathAddr,
-    },
-    /// Authenticated datagrams come this way (at most once a second per session and way).
-    Heard {
-        /// The session.
-        slot: SessionSlot,
-        /// How they came.
-        from: PathAddr,
-    },
-    /// Traffic since the last such report (at most once a second per session).
-    Traffic {
-        /// The session.
-        slot: SessionSlot,
-        /// What went over it.
-        traffic: Traffic,
-    },
-    /// A station speaks at a place where the snapshot does not have it, or a while after it was last told.
-    StationSeen {
-        /// In which network.
-        network: NetworkId,
-        /// The station.
-        mac: MacAddr,
-        /// Where.
-        at: Location,
-    },
-    /// A station speaks at a guest port that has none yet.
-    GuestSpoke {
-        /// Which port.
-        port: PortId,
-        /// The station.
-        mac: MacAddr,
-        /// What it said.
-        frame: Vec<u8>,
-    },
-    /// A question about an address that nothing is bound to.
-    AddressWanted {
-        /// In which network.
-        network: NetworkId,
-        /// Who asks.
-        port: PortId,
-        /// Which address.
-        ip: IpAddr,
-        /// The question, to be answered once the address is bound.
-        frame: Vec<u8>,
-    },
-    /// A station takes an IPv6 address that is bound to nobody.
-    AddressTaken {
-        /// In which network.
-        network: NetworkId,
-        /// Where.
-        port: PortId,
-        /// The station.
-        mac: MacAddr,
-        /// The address.
-        ip: IpAddr,
-    },
-    /// A frame for the node itself.
-    Punted {
-        /// In which network.
-        network: NetworkId,
-        /// Where it came from.
-        port: PortId,
-        /// All of it.
-        frame: Vec<u8>,
-    },
-    /// A copy of a DHCP frame that was passed on.
-    Snooped {
-        /// In which network.
-        network: NetworkId,
-        /// Where it came from.
-        from: Location,
-        /// All of it.
-        frame: Vec<u8>,
-    },
-    /// A frame for a peer to which there is no session yet.
-    NoSession {
-        /// In which network.
-        network: NetworkId,
-        /// Whom it is for.
-        peer: PeerId,
-        /// All of it.
-        frame: Vec<u8>,
-    },
-    /// What was counted since the last such report.
-    Counted(Box<Counters>),
-}
-
-/// What went over one lane of a session.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Bytes of sealed datagrams sent.
-    pub tx_bytes: u64,
-    /// Bytes of sealed datagrams received.
-    pub rx_bytes: u64,
-    /// Sealed datagrams sent.
-    pub tx_datagrams: u64,
-    /// Sealed datagrams received.
-    pub rx_datagrams: u64,
-    /// Datagrams sealed by this lane since the session began.
-    pub sealed: u64,
-    /// Whether the lane's keys near their end.
-    pub wants_renewal: bool,
-}
-
-/// How often a session's traffic, a way that datagrams come, and the counters are told at most.
-const TELL_EVERY: Duration = Duration::from_secs(1);
-/// How often a learned station is told again; well below the ageing time.
-const STATION_TOLD_EVERY: Duration = Duration::from_secs(60);
-/// Stations whose last telling is remembered. Two that share a place are told more often, which is harmless.
-const STATIONS_TOLD: usize = 1024;
-/// Reports a second for each reason that a stranger or a guest can cause, and the burst: the engine must not drown.
-const REPORTS_PER_SECOND: u32 = 500;
-/// See [`REPORTS_PER_SECOND`].
-const REPORT_BURST: u32 = 250;
-/// Ways by which a session's datagrams come that are told apart; a third one takes the place of the older.
-const WAYS_HEARD: usize = 2;
 
 /// One worker's state.
 pub struct Worker {
@@ -178,7 +39,7 @@ struct State {
     workers: u8,
     lanes: BTreeMap<SessionSlot, Lane>,
     budgets: Budgets,
-    stations_told: Box<[Option<StationTold>; STATIONS_TOLD]>,
+    stations_told: StationsTold,
     limits: Limits,
     /// Buffers for copies and halves; one flood needs both.
     spares: Vec<PacketBuf>,
@@ -192,37 +53,6 @@ struct State {
     tell_at: Option<Instant>,
 }
 
-/// Our lane of one session.
-struct Lane {
-    network: u16,
-    peer: u16,
-    send: SendLane,
-    /// By the sender's lane; made when the first datagram of a lane comes, so that a peer with few workers costs little.
-    recv: [Option<Box<RecvLane>>; LANE_MAX as usize + 1],
-    heard: [Option<(PathAddr, Instant)>; WAYS_HEARD],
-    traffic: Traffic,
-    is_busy: bool,
-}
-
-#[derive(Clone, Copy)]
-struct StationTold {
-    network: NetworkId,
-    mac: MacAddr,
-    at: Location,
-    told_at: Instant,
-}
-
-/// One budget per reason to report, so that none starves the others.
-struct Limits {
-    datagrams: TokenBucket,
-    unknown_sessions: TokenBucket,
-    heard: TokenBucket,
-    stations: TokenBucket,
-    wanted: TokenBucket,
-    punted: TokenBucket,
-    waiting: TokenBucket,
-}
-
 impl Worker {
     /// Worker number `index` of `workers`; it owns lane `index + 1`.
     ///
@@ -233,23 +63,13 @@ impl Worker {
             index < workers && workers <= LANE_MAX,
             "each worker has a lane of its own"
         );
-        let bucket = || TokenBucket::new(REPORTS_PER_SECOND, REPORT_BURST, now);
-        let limits = Limits {
-            datagrams: TokenBucket::new(4 * REPORTS_PER_SECOND, 4 * REPORT_BURST, now),
-            unknown_sessions: bucket(),
-            heard: bucket(),
-            stations: bucket(),
-            wanted: bucket(),
-            punted: bucket(),
-            waiting: bucket(),
-        };
         let state = State {
             index,
             workers,
             lanes: BTreeMap::new(),
             budgets: Budgets::default(),
-            stations_told: Box::new([None; STATIONS_TOLD]),
-            limits,
+            stations_told: StationsTold::default(),
+            limits: Limits::new(now),
             spares: vec![PacketBuf::new(), PacketBuf::new()],
             rejoiner: Rejoiner::new(),
             unjoined_told: 0,
@@ -466,12 +286,11 @@ impl State {
     ) {
         let Some(place) = from.place() else { return };
         let at = location(view, place);
-        let station = judged
-            .unseen
-            .map(|mac| (mac, TELL_EVERY))
-            .or(judged.learned.map(|mac| (mac, STATION_TOLD_EVERY)));
-        if let (Some((mac, every)), Some(at)) = (station, at)
-            && self.is_worth_telling(view.id, mac, at, every, now)
+        if let (Some(mac), Some(at)) = (judged.unseen.or(judged.learned), at)
+            && self
+                .stations_told
+                .note(view.id, mac, at, judged.learned.is_some(), now)
+            && self.limits.stations.take(now)
         {
             self.report(
                 Report::StationSeen {
@@ -510,34 +329,6 @@ impl State {
                 out,
             );
         }
-    }
-
-    fn is_worth_telling(
-        &mut self,
-        network: NetworkId,
-        mac: MacAddr,
-        at: Location,
-        every: Duration,
-        now: Instant,
-    ) -> bool {
-        let hash = mac.0.iter().fold(0usize, |hash, &byte| {
-            hash.wrapping_mul(31).wrapping_add(usize::from(byte))
-        });
-        let told = &mut self.stations_told[hash % STATIONS_TOLD];
-        let is_fresh = told.is_some_and(|t| {
-            (t.network, t.mac, t.at) == (network, mac, at)
-                && now.saturating_duration_since(t.told_at) < every
-        });
-        if is_fresh || !self.limits.stations.take(now) {
-            return false;
-        }
-        *told = Some(StationTold {
-            network,
-            mac,
-            at,
-            told_at: now,
-        });
-        true
     }
 
     fn flood(
@@ -783,9 +574,7 @@ impl State {
         for slot in self.busy.drain(..) {
             if let Some(lane) = self.lanes.get_mut(&slot) {
                 lane.is_busy = false;
-                let sealed = lane.send.sealed_count();
                 let traffic = Traffic {
-                    sealed,
                     wants_renewal: lane.send.wants_renewal(),
                     ..std::mem::take(&mut lane.traffic)
                 };
@@ -804,43 +593,6 @@ impl State {
         {
             self.counters.merge(&counted); // told next time
         }
-    }
-}
-
-impl Lane {
-    fn new(session: &SessionView, lane: u8) -> Self {
-        Self {
-            network: session.network,
-            peer: session.peer,
-            send: session.established.send_lane(lane),
-            recv: [const { None }; LANE_MAX as usize + 1],
-            heard: [None; WAYS_HEARD],
-            traffic: Traffic::default(),
-            is_busy: false,
-        }
-    }
-
-    /// Notes the way a datagram came; true when the engine should hear of it.
-    fn hear(&mut self, from: PathAddr, now: Instant) -> bool {
-        if let Some((_, told_at)) = self
-            .heard
-            .iter_mut()
-            .flatten()
-            .find(|(way, _)| *way == from)
-        {
-            let is_due = now.saturating_duration_since(*told_at) >= TELL_EVERY;
-            if is_due {
-                *told_at = now;
-            }
-            return is_due;
-        }
-        let oldest = self
-            .heard
-            .iter_mut()
-            .min_by_key(|way| way.map(|(_, told_at)| told_at))
-            .expect("there are two");
-        *oldest = Some((from, now));
-        true
     }
 }
 

@@ -1,0 +1,287 @@
+//! When to shake hands with a member, how often to try again, and what the answers change.
+//! What the messages hold is [`crate::session`]'s; where they go, the path agent's.
+
+use super::{Live, Peer, release};
+use crate::{
+    engine::{context::Context, message::DownReason, network::Local},
+    session::{Cookie, Established, Initiator, REKEY_JITTER_MAX},
+    stats::Counter,
+};
+use overlay_types::PathAddr;
+use rand::Rng;
+use std::time::{Duration, Instant};
+
+/// The first wait for a response; it doubles up to [`RETRY_MAX`].
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+/// A member that is off costs this little; it calls us itself when it comes back.
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// Attempts after which an unanswering peer's session is given up and, if nobody keeps it up always, the handshake too: 15 s.
+const ATTEMPTS_MAX: u32 = 5;
+/// No more than one handshake a second is started on account of what others send us.
+const HANDSHAKE_PAUSE: Duration = Duration::from_secs(1);
+/// The member with the higher id waits this long for the other's first message, so that two seldom cross.
+pub(in crate::engine) const YIELD: Duration = Duration::from_millis(150);
+
+/// ```text
+/// Idle ──wanted──▶ Due ──at──▶ Sent ──response──▶ Idle
+///                   ▲            │──no response──▶ Sent (again, later and later)
+///                   └─ Bye ──────┴──gave up──▶ Idle
+/// ```
+pub(super) enum Handshake {
+    Idle,
+    Due {
+        at: Instant,
+        attempt: u32,
+    },
+    Sent {
+        initiator: Box<Initiator>,
+        attempt: u32,
+        retry_at: Instant,
+    },
+}
+
+impl Handshake {
+    /// Whether none is wanted.
+    pub(super) const fn is_idle(&self) -> bool {
+        matches!(self, Self::Idle)
+    }
+
+    /// When to go on with it.
+    pub(super) const fn due_at(&self) -> Option<Instant> {
+        match self {
+            Self::Idle => None,
+            Self::Due { at, .. } => Some(*at),
+            Self::Sent { retry_at, .. } => Some(*retry_at),
+        }
+    }
+}
+
+impl Peer {
+    /// Asks for a handshake at `at`, or earlier if one is due earlier.
+    pub(in crate::engine) fn want_handshake(&mut self, at: Instant) {
+        match &mut self.handshake {
+            Handshake::Idle => self.handshake = Handshake::Due { at, attempt: 0 },
+            Handshake::Due { at: due, .. } => *due = at.min(*due),
+            Handshake::Sent {
+                attempt, retry_at, ..
+            } if *attempt >= ATTEMPTS_MAX && at < *retry_at => {
+                (*attempt, *retry_at) = (0, at); // it is worth trying afresh
+            }
+            Handshake::Sent { .. } => {}
+        }
+    }
+
+    /// There are new ways to reach the peer, or to be reached: a handshake that nobody answered is tried over them at once.
+    pub(in crate::engine) fn retry_handshake(&mut self, at: Instant) {
+        if self.current.is_none()
+            && let Handshake::Due { attempt, at: due }
+            | Handshake::Sent {
+                attempt,
+                retry_at: due,
+                ..
+            } = &mut self.handshake
+        {
+            (*attempt, *due) = (0, at.min(*due));
+        }
+    }
+
+    /// Somebody at this peer's address does not know our session, or the other way round: shake hands, but seldom.
+    pub(in crate::engine) fn want_handshake_seldom(&mut self, now: Instant) {
+        let earliest = self
+            .handshake_sent_at
+            .map_or(now, |at| at + HANDSHAKE_PAUSE);
+        self.want_handshake(now.max(earliest));
+    }
+
+    /// Whether this initiation loses against ours, which crosses it: the lower id's goes first.
+    pub(in crate::engine) fn outranks(&self, local: &Local) -> bool {
+        matches!(self.handshake, Handshake::Sent { attempt: 0, .. }) && local.me < self.key.1
+    }
+
+    /// Whether an initiation is newer than the last one; it is the last one from then on.
+    pub(in crate::engine) fn accept_timestamp(&mut self, timestamp: u64) -> bool {
+        self.timestamp.accept(timestamp)
+    }
+
+    /// We answered an initiation; the peer shows by the first datagram that it got the answer.
+    pub(in crate::engine) fn handle_responded(
+        &mut self,
+        established: Established,
+        ctx: &mut Context,
+        now: Instant,
+    ) {
+        self.stop_handshake(ctx);
+        release(self.next.take(), ctx);
+        self.next = Some(Live::new(established, Duration::ZERO, now));
+        ctx.count(Counter::Handshakes);
+        ctx.is_dirty = true;
+    }
+
+    /// A response to the handshake in flight.
+    pub(in crate::engine) fn handle_response(
+        &mut self,
+        from: PathAddr,
+        message: &[u8],
+        ctx: &mut Context,
+        now: Instant,
+    ) {
+        let Handshake::Sent {
+            initiator,
+            attempt,
+            retry_at,
+        } = std::mem::replace(&mut self.handshake, Handshake::Idle)
+        else {
+            return ctx.count(Counter::DropHandshake);
+        };
+        match initiator.handle_response(message) {
+            Ok(established) => {
+                ctx.count(Counter::Handshakes);
+                let jitter = ctx.rng.random_range(Duration::ZERO..=REKEY_JITTER_MAX);
+                self.begin(Live::new(established, jitter, now), from, ctx, now);
+                self.agent.handle_received(from, now);
+                self.send_control(from, None, None, ctx); // tells the responder that it may send
+            }
+            Err((initiator, _)) => {
+                self.handshake = Handshake::Sent {
+                    initiator: Box::new(initiator),
+                    attempt,
+                    retry_at,
+                };
+                ctx.count(Counter::DropHandshake);
+            }
+        }
+    }
+
+    /// The responder is under load and wants its cookie back with the next attempt, which is made at once.
+    pub(in crate::engine) fn handle_cookie_reply(
+        &mut self,
+        message: &[u8],
+        ctx: &mut Context,
+        now: Instant,
+    ) {
+        let Handshake::Sent {
+            initiator,
+            retry_at,
+            ..
+        } = &mut self.handshake
+        else {
+            return ctx.count(Counter::DropHandshake);
+        };
+        match initiator.handle_cookie_reply(message) {
+            Ok(cookie) => {
+                self.cookie = Some((cookie, now));
+                *retry_at = now;
+            }
+            Err(_) => ctx.count(Counter::DropHandshake),
+        }
+    }
+
+    pub(super) fn stop_handshake(&mut self, ctx: &mut Context) {
+        if let Handshake::Sent { initiator, .. } =
+            std::mem::replace(&mut self.handshake, Handshake::Idle)
+            && !self.sessions().any(|live| live.slot == initiator.slot())
+        {
+            ctx.slots.remove(initiator.slot());
+        }
+    }
+
+    pub(super) fn is_renewal_due(&self, now: Instant) -> bool {
+        let is_idle = self.handshake.is_idle();
+        let current = self
+            .current
+            .as_ref()
+            .filter(|_| is_idle && self.next.is_none());
+        current
+            .is_some_and(|live| self.wants_renewal || (now >= live.rekey_at && self.is_wanted(now)))
+    }
+
+    /// Starts the handshake that is due, or makes the next attempt.
+    pub(super) fn continue_handshake(&mut self, local: &Local, ctx: &mut Context, now: Instant) {
+        let attempt = match self.handshake {
+            Handshake::Due { at, attempt } if now >= at => attempt,
+            Handshake::Sent {
+                attempt, retry_at, ..
+            } if now >= retry_at => attempt + 1,
+            _ => return,
+        };
+        if attempt >= ATTEMPTS_MAX {
+            self.give_up(ctx, now);
+        }
+        if attempt < ATTEMPTS_MAX || self.eager {
+            self.initiate(local, attempt, ctx, now);
+        }
+    }
+
+    /// Nobody answers.
+    pub(super) fn give_up(&mut self, ctx: &mut Context, now: Instant) {
+        ctx.counters
+            .add(Counter::DropWaiting, self.waiting.len() as u64);
+        self.waiting.clear();
+        self.pings.clear();
+        self.stop_handshake(ctx);
+        if self.is_suspect {
+            self.end_sessions(DownReason::Silent, ctx, now);
+        }
+    }
+
+    pub(super) fn initiate(
+        &mut self,
+        local: &Local,
+        attempt: u32,
+        ctx: &mut Context,
+        now: Instant,
+    ) {
+        self.stop_handshake(ctx);
+        let mut targets = self.agent.handshake_targets();
+        let is_renewal = self.current.is_some() && !self.is_suspect;
+        if is_renewal && attempt == 0 {
+            targets.truncate(1); // the path in use comes first
+        }
+        let wait = RETRY_FIRST
+            .saturating_mul(1 << attempt.min(10))
+            .min(RETRY_MAX);
+        let retry_at = now + wait + ctx.rng.random_range(Duration::ZERO..=wait / 4);
+        let Ok(slot) = ctx.slots.insert(self.key, &mut ctx.rng) else {
+            self.handshake = Handshake::Due {
+                at: retry_at,
+                attempt,
+            };
+            return;
+        };
+        let cookie = self
+            .cookie
+            .as_ref()
+            .filter(|(_, at)| now.saturating_duration_since(*at) < Cookie::LIFE);
+        let (unix_ns, aes) = (ctx.unix_ns(now), ctx.aes);
+        let cookie = cookie.map(|(cookie, _)| cookie);
+        let started = Initiator::start(
+            &local.keys,
+            &self.keys,
+            local.id,
+            &local.psk,
+            slot,
+            unix_ns,
+            cookie,
+            aes,
+            &mut ctx.rng,
+        );
+        let Ok((initiator, message)) = started else {
+            ctx.slots.remove(slot);
+            self.handshake = Handshake::Due {
+                at: now + RETRY_MAX,
+                attempt,
+            }; // its keys are no keys until it says better ones
+            return;
+        };
+        for to in targets {
+            ctx.count(Counter::HandshakesSent);
+            ctx.send(to, &message);
+        }
+        self.handshake_sent_at = Some(now);
+        self.handshake = Handshake::Sent {
+            initiator: Box::new(initiator),
+            attempt,
+            retry_at,
+        };
+    }
+}

@@ -1,0 +1,95 @@
+//! How much a worker tells the engine, so that no stranger and no guest can drown it.
+
+use crate::switch::flood::TokenBucket;
+use overlay_types::{Location, MacAddr, NetworkId};
+use std::time::{Duration, Instant};
+
+/// How often a session's traffic, a way that datagrams come, and the counters are told at most.
+pub(super) const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Reports a second for each reason that a stranger or a guest can cause, and the burst: the engine must not drown.
+const REPORTS_PER_SECOND: u32 = 500;
+/// See [`REPORTS_PER_SECOND`].
+const REPORT_BURST: u32 = 250;
+/// How often a learned station is told again; well below the ageing time.
+const STATION_TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Stations whose last telling is remembered. Two that share a place are told more often, which is harmless.
+const STATIONS_TOLD: usize = 1024;
+
+/// One budget per reason to report, so that none starves the others.
+pub(super) struct Limits {
+    pub(super) datagrams: TokenBucket,
+    pub(super) unknown_sessions: TokenBucket,
+    pub(super) heard: TokenBucket,
+    pub(super) stations: TokenBucket,
+    pub(super) wanted: TokenBucket,
+    pub(super) punted: TokenBucket,
+    pub(super) waiting: TokenBucket,
+}
+
+impl Limits {
+    pub(super) fn new(now: Instant) -> Self {
+        let bucket = || TokenBucket::new(REPORTS_PER_SECOND, REPORT_BURST, now);
+        Self {
+            datagrams: TokenBucket::new(4 * REPORTS_PER_SECOND, 4 * REPORT_BURST, now),
+            unknown_sessions: bucket(),
+            heard: bucket(),
+            stations: bucket(),
+            wanted: bucket(),
+            punted: bucket(),
+            waiting: bucket(),
+        }
+    }
+}
+
+/// Which stations were told lately, in bounded memory.
+pub(super) struct StationsTold(Box<[Option<Told>; STATIONS_TOLD]>);
+
+#[derive(Clone, Copy)]
+struct Told {
+    network: NetworkId,
+    mac: MacAddr,
+    at: Location,
+    told_at: Instant,
+}
+
+impl Default for StationsTold {
+    fn default() -> Self {
+        Self(Box::new([None; STATIONS_TOLD]))
+    }
+}
+
+impl StationsTold {
+    /// Whether a sighting is to be told: the first one, and then again after a while. A station that was not where the
+    /// engine has it is told more often than one whose place is only to be refreshed.
+    pub(super) fn note(
+        &mut self,
+        network: NetworkId,
+        mac: MacAddr,
+        at: Location,
+        is_known: bool,
+        now: Instant,
+    ) -> bool {
+        let every = if is_known {
+            STATION_TOLD_EVERY
+        } else {
+            TELL_EVERY
+        };
+        let hash = mac.0.iter().fold(0usize, |hash, &byte| {
+            hash.wrapping_mul(31).wrapping_add(usize::from(byte))
+        });
+        let told = &mut self.0[hash % STATIONS_TOLD];
+        let is_fresh = told.is_some_and(|t| {
+            (t.network, t.mac, t.at) == (network, mac, at)
+                && now.saturating_duration_since(t.told_at) < every
+        });
+        if !is_fresh {
+            *told = Some(Told {
+                network,
+                mac,
+                at,
+                told_at: now,
+            });
+        }
+        !is_fresh
+    }
+}
