@@ -23,6 +23,7 @@ pub struct EngineConfig {
 }
 
 /// What the node wants.
+#[expect(clippy::large_enum_variant, reason = "commands are few, and keys are moved once")]
 pub enum Command {
     /// Be a member of a network.
     AddNetwork {

@@ -8,6 +8,7 @@ mod message;
 mod network;
 mod peer;
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests;
 mod view;
 

@@ -91,6 +91,7 @@ pub fn peers(view: &NetworkView, from: Option<Place>) -> impl Iterator<Item = u1
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
     use overlay_types::PortId;

@@ -158,6 +158,7 @@ fn decrement(per_place: &mut BTreeMap<Location, usize>, place: Location) {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
     use overlay_types::{PeerId, PortId};
