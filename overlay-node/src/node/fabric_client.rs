@@ -1,0 +1,194 @@
+//! What this node has from fabric nodes: STUN servers and places at UDP relays.
+
+use super::actor::{Done, Node};
+use dht::message::{FabricServices, RelayAllocation, Request, Response};
+use overlay_types::{Candidate, PeerId};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+use tracing::{debug, info};
+use tunnel::{engine::Command, relay::RelayGrant};
+
+/// Fabric nodes whose services are used; more add nothing.
+const USED_MAX: usize = 4;
+/// Relays at which a place is kept.
+const RELAYS_MAX: usize = 2;
+/// How soon a fabric node is asked again that did not answer, or took its place back.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// How long it may take to answer.
+const ASK_WITHIN: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+struct Offer {
+    services: Option<FabricServices>,
+    grant: Option<RelayGrant>,
+    connected: bool,
+    asking: bool,
+    ask_at: Option<Instant>,
+}
+
+/// The fabric nodes that serve this node.
+#[derive(Default)]
+pub(super) struct Fabric {
+    offers: BTreeMap<PeerId, Offer>,
+}
+
+impl Fabric {
+    /// When a fabric node is to be asked again.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.offers
+            .values()
+            .filter(|offer| !offer.asking)
+            .filter_map(|offer| offer.ask_at)
+            .min()
+    }
+
+    /// How many are connected.
+    pub(super) fn connected(&self) -> usize {
+        self.offers.values().filter(|offer| offer.connected).count()
+    }
+
+    /// The relays where this node has a place.
+    pub(super) fn relays(&self) -> Vec<SocketAddr> {
+        self.offers
+            .values()
+            .filter_map(|offer| offer.grant.as_ref().map(|grant| grant.relay))
+            .collect()
+    }
+}
+
+impl Node {
+    /// A connected peer serves as a fabric node.
+    pub(super) fn fabric_seen(&mut self, peer: PeerId) {
+        if self.fabric.offers.len() >= USED_MAX && !self.fabric.offers.contains_key(&peer) {
+            return;
+        }
+        let offer = self.fabric.offers.entry(peer).or_default();
+        offer.connected = true;
+        offer.ask_at = Some(Instant::now());
+        for member in self.networks.values_mut() {
+            // What could not be put or asked without a fabric can be now.
+            member.publish_soon();
+            member.sync_at = Instant::now();
+        }
+    }
+
+    pub(super) fn peer_connected(&mut self, peer: PeerId) {
+        if let Some(offer) = self.fabric.offers.get_mut(&peer) {
+            offer.connected = true;
+        }
+    }
+
+    pub(super) fn peer_disconnected(&mut self, peer: PeerId) {
+        if let Some(offer) = self.fabric.offers.get_mut(&peer) {
+            // Its UDP services may well be there still; a place that is lost is told by the data plane.
+            offer.connected = false;
+        }
+    }
+
+    /// Asks whoever is due.
+    pub(super) fn fabric_timeout(&mut self, now: Instant) {
+        let due: Vec<_> = self
+            .fabric
+            .offers
+            .iter_mut()
+            .filter(|(_, offer)| !offer.asking && offer.ask_at.is_some_and(|at| at <= now))
+            .map(|(peer, offer)| {
+                (offer.asking, offer.ask_at) = (true, None);
+                *peer
+            })
+            .collect();
+        for peer in due {
+            let swarm = self.swarm.clone();
+            self.job(async move {
+                let ask = async |request: Request| {
+                    let bytes = tokio::time::timeout(
+                        ASK_WITHIN,
+                        swarm.request(peer, &[], request.encode()),
+                    )
+                    .await
+                    .ok()?
+                    .ok()?;
+                    Response::decode(&bytes).ok()
+                };
+                let (info, relay) =
+                    tokio::join!(ask(Request::FabricInfo), ask(Request::RelayAllocate));
+                let services = match info {
+                    Some(Response::Fabric(services)) => Some(services),
+                    _ => None,
+                };
+                let allocation = match relay {
+                    Some(Response::Relay(allocation)) => Some(allocation),
+                    _ => None,
+                };
+                Done::Fabric {
+                    peer,
+                    services,
+                    allocation,
+                }
+            });
+        }
+    }
+
+    /// A fabric node answered, or did not.
+    pub(super) fn handle_fabric(
+        &mut self,
+        peer: PeerId,
+        services: Option<FabricServices>,
+        allocation: Option<RelayAllocation>,
+    ) {
+        let Some(offer) = self.fabric.offers.get_mut(&peer) else {
+            return;
+        };
+        offer.asking = false;
+        if services.is_none() && offer.connected {
+            offer.ask_at = Some(Instant::now() + ASK_AGAIN);
+        }
+        if services.is_some() {
+            offer.services = services;
+        }
+        if let Some(allocation) = allocation {
+            let relay = allocation
+                .relay
+                .iter()
+                .find(|addr| addr.is_ipv4())
+                .or(allocation.relay.first());
+            offer.grant = relay.map(|relay| RelayGrant {
+                via: peer,
+                relay: *relay,
+                index: allocation.index,
+                key: allocation.key,
+            });
+            info!(?peer, relay = ?offer.grant.as_ref().map(|grant| grant.relay), "place at a relay");
+        }
+        self.tell_services();
+    }
+
+    /// The relay forgot us: ask its node for another place.
+    pub(super) fn relay_lost(&mut self, candidate: Candidate) {
+        if let Candidate::Relayed { via, .. } = candidate
+            && let Some(offer) = self.fabric.offers.get_mut(&via)
+        {
+            debug!(?via, "relay lost");
+            offer
+                .ask_at
+                .get_or_insert_with(|| Instant::now() + ASK_AGAIN);
+        }
+    }
+
+    fn tell_services(&self) {
+        let offers = self.fabric.offers.values();
+        let servers = offers
+            .clone()
+            .filter_map(|offer| offer.services.as_ref())
+            .flat_map(|services| &services.stun)
+            .copied();
+        self.tell(Command::SetStunServers(servers.collect()));
+        let grants = offers
+            .filter_map(|offer| offer.grant.clone())
+            .take(RELAYS_MAX);
+        self.tell(Command::SetRelays(grants.collect()));
+    }
+}

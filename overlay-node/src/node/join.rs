@@ -1,0 +1,728 @@
+//! Ways into a network and out of it: making one, being let into one, taking one up again after a restart, leaving.
+
+use super::{
+    NodeError,
+    actor::{Answerer, Done, JoinAsked, Node},
+    calls::refuse,
+    leases::REPLY_WITHIN,
+    membership::{LocalGuest, Member, OWN_ADDRESS, Stored, WAITING_MAX},
+    registrar::RegistrarShell,
+    unix_now,
+};
+use crate::{
+    api::Answer,
+    dhcp::{DhcpConfig, DhcpServer},
+    dns::Names,
+};
+use arc_swap::ArcSwap;
+use dht::{
+    directory::Directory,
+    invite::Invite,
+    lease::{LeaseCert, LeaseHolder, Transaction, holder::Want},
+    membership::MembershipCert,
+    message::{Admission, Request, Response},
+    network::{Genesis, Network, NetworkSecret},
+    record::{ControlPoint, decode_rendezvous_record},
+    slot::{SlotKey, SlotName, SlotValue},
+    swarm::{BootstrapState, SwarmHandle},
+};
+use overlay_types::{
+    Name, NetworkId, PeerId, PortKind, Subnet,
+    api::{ApiError, CreateNetwork, JoinNetwork, NetworkStatus},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+use tunnel::{engine::Command, io::Tap, session::LocalKeys};
+
+/// Largest IP packet inside every network.
+const INNER_MTU: u16 = 1500;
+/// The subnet of a network whose owner names none.
+const SUBNET_DEFAULT: &str = "10.77.0.0/16";
+/// How long joining may take before it is given up with a reason.
+const JOIN_WITHIN: Duration = Duration::from_secs(15);
+/// How often the network's door is looked for meanwhile.
+const DOOR_RETRY: Duration = Duration::from_millis(250);
+
+/// What a registrar let us in with, checked.
+pub(super) struct Joined {
+    pub(super) network: Network,
+    pub(super) admission: Admission,
+}
+
+/// Everything that makes a member, fresh or from disk.
+struct Membership {
+    network: Network,
+    secret: NetworkSecret,
+    keys: LocalKeys,
+    certificate: MembershipCert,
+    registrars: Vec<ControlPoint>,
+    bootstrap: Vec<String>,
+    tap: Option<String>,
+    order: u32,
+}
+
+impl Node {
+    /// `farlan up --invite`.
+    pub(super) fn begin_up_join(&mut self, invite: Invite) {
+        let asked = JoinAsked {
+            node_name: self.node_name(None),
+            tap: self.config.tap.as_ref().map(|tap| tap.as_str().to_owned()),
+            bootstrap: invite.bootstrap.clone(),
+            answer: Answerer::Up,
+        };
+        self.begin_join(invite, asked);
+    }
+
+    /// `farlan network join`.
+    pub(super) fn join_network(
+        &mut self,
+        request: JoinNetwork,
+        reply: oneshot::Sender<Answer<NetworkStatus>>,
+    ) {
+        let invite = match request.token.parse::<Invite>() {
+            Ok(invite) => invite,
+            Err(error) => return answer(reply, refuse(error)),
+        };
+        if let Err(error) = invite.check_expiry(unix_now()) {
+            return answer(reply, refuse(error));
+        }
+        if let Some(member) = self.networks.get(&invite.network) {
+            let status = self.network_status(member);
+            return answer(reply, Ok(status));
+        }
+        let asked = JoinAsked {
+            node_name: self.node_name(request.node_name),
+            tap: request.tap,
+            bootstrap: invite.bootstrap.clone(),
+            answer: Answerer::Api(reply),
+        };
+        self.begin_join(invite, asked);
+    }
+
+    fn begin_join(&mut self, invite: Invite, asked: JoinAsked) {
+        let (swarm, name) = (self.swarm.clone(), asked.node_name.clone());
+        self.job(async move {
+            let outcome = join(&swarm, &invite, name).await;
+            Done::Joined { asked, outcome }
+        });
+    }
+
+    /// A join has ended.
+    pub(super) async fn handle_joined(
+        &mut self,
+        asked: JoinAsked,
+        outcome: Result<Box<Joined>, String>,
+    ) {
+        let JoinAsked {
+            tap,
+            bootstrap,
+            answer: answerer,
+            ..
+        } = asked;
+        let added = match outcome {
+            Ok(joined) => self.add_joined(*joined, tap, bootstrap).await,
+            Err(reason) => Err(reason),
+        };
+        match (added, answerer) {
+            (Ok(id), Answerer::Api(reply)) => self.wait_until_ready(id, reply),
+            (Ok(_), Answerer::Up) => self.await_ready(),
+            (Err(reason), Answerer::Api(reply)) => {
+                answer(reply, refuse(format!("cannot join: {reason}")))
+            }
+            (Err(reason), Answerer::Up) => self.fail(NodeError::Join(reason)),
+        }
+    }
+
+    async fn add_joined(
+        &mut self,
+        joined: Joined,
+        tap: Option<String>,
+        bootstrap: Vec<String>,
+    ) -> Result<NetworkId, String> {
+        let Joined { network, admission } = joined;
+        let roster = admission.roster.members;
+        let membership = Membership {
+            network,
+            secret: admission.secret,
+            keys: LocalKeys::generate(&mut self.rng),
+            certificate: admission.membership,
+            registrars: admission.registrars,
+            bootstrap,
+            tap,
+            order: self.next_order(),
+        };
+        let id = self.add_member(membership, None).await?;
+        let unix = unix_now();
+        if let Some(member) = self.networks.get_mut(&id) {
+            for cert in roster {
+                if let Err(error) = member.directory.insert_member(cert, unix) {
+                    warn!(%error, "a registrar told of a member that is none");
+                }
+            }
+        }
+        self.keep(id);
+        Ok(id)
+    }
+
+    /// `farlan network create`.
+    pub(super) async fn create_network(
+        &mut self,
+        request: CreateNetwork,
+        reply: oneshot::Sender<Answer<NetworkStatus>>,
+    ) {
+        match self.create(request).await {
+            Ok(id) => self.wait_until_ready(id, reply),
+            Err(reason) => answer(reply, refuse(reason)),
+        }
+    }
+
+    async fn create(&mut self, request: CreateNetwork) -> Result<NetworkId, String> {
+        if self
+            .networks
+            .values()
+            .any(|member| *member.name() == request.name)
+        {
+            return Err(format!(
+                "this node is in a network '{}' already; choose another name",
+                request.name
+            ));
+        }
+        let subnet = match request.subnet {
+            Some(subnet) => subnet,
+            None => SUBNET_DEFAULT
+                .parse::<Subnet>()
+                .map_err(|e| e.to_string())?,
+        };
+        for address in &request.bootstrap {
+            let parsed = address.parse().map_err(|e| format!("'{address}' is not a bootstrap address ({e}); copy one that `farlan fabric` prints"))?;
+            self.swarm.add_bootstrap(parsed).await;
+        }
+        let mut bootstrap = request.bootstrap;
+        bootstrap.extend(self.config.bootstrap.iter().map(ToString::to_string));
+        bootstrap.sort();
+        bootstrap.dedup();
+        let genesis = Genesis::new(&mut self.rng, request.name, subnet, request.dhcp, self.me);
+        let network = Network::new(genesis).map_err(|e| e.to_string())?;
+        let node_name = self.node_name(request.node_name);
+        let certificate = self.admit_myself(&network, node_name)?;
+        let membership = Membership {
+            network,
+            secret: NetworkSecret::generate(&mut self.rng),
+            keys: LocalKeys::generate(&mut self.rng),
+            certificate,
+            registrars: Vec::new(),
+            bootstrap,
+            tap: request.tap,
+            order: self.next_order(),
+        };
+        let id = membership.network.id();
+        let added = self.add_member(membership, None).await;
+        if added.is_err() {
+            // Nothing of a network that never was stays behind.
+            if let Err(error) = self.state.remove_network(id) {
+                warn!(%error, "cannot remove what was begun");
+            }
+        }
+        added?;
+        self.keep(id);
+        Ok(id)
+    }
+
+    /// The owner is admitted as everybody else is: by its registrars, of which it is the only one.
+    fn admit_myself(&mut self, network: &Network, name: Name) -> Result<MembershipCert, String> {
+        let dir = self
+            .state
+            .network(network.id())
+            .map_err(|e| e.to_string())?;
+        let mut shell = RegistrarShell::open(&self.identity, network, &dir, true, &mut self.rng)?;
+        let transaction = Transaction::Admit {
+            token: Vec::new(),
+            name,
+            unix: unix_now(),
+        };
+        shell.transact_at_once(self.me, transaction)
+    }
+
+    /// Takes a network of an earlier run up again.
+    pub(super) async fn resume(&mut self, id: NetworkId, stored: Stored) -> Result<(), NodeError> {
+        let damaged = |why: String| {
+            NodeError::Join(format!(
+                "the stored network {} cannot be used: {why}; leave it and join again",
+                id.short()
+            ))
+        };
+        let mut network = Network::new(stored.genesis).map_err(|e| damaged(e.to_string()))?;
+        for document in stored.documents {
+            network
+                .apply(document)
+                .map_err(|e| damaged(e.to_string()))?;
+        }
+        for address in stored.bootstrap.iter().filter_map(|a| a.parse().ok()) {
+            self.swarm.add_bootstrap(address).await;
+        }
+        let membership = Membership {
+            network,
+            secret: stored.secret,
+            keys: LocalKeys::from_bytes(&stored.data_keys).map_err(|e| damaged(e.to_string()))?,
+            certificate: stored.membership,
+            registrars: stored.registrars,
+            bootstrap: stored.bootstrap,
+            tap: stored.tap,
+            order: stored.order,
+        };
+        let leases = self
+            .state
+            .network(id)?
+            .load::<Vec<LeaseCert>>("leases")?
+            .unwrap_or_default();
+        self.add_member(membership, Some(leases))
+            .await
+            .map_err(NodeError::Join)?;
+        self.restore_peers(id);
+        self.restore_ports(id).await;
+        Ok(())
+    }
+
+    /// Makes the TAP, tells the data plane, and begins to hold an address.
+    async fn add_member(
+        &mut self,
+        membership: Membership,
+        stored_leases: Option<Vec<LeaseCert>>,
+    ) -> Result<NetworkId, String> {
+        let Membership {
+            network,
+            secret,
+            keys,
+            certificate,
+            registrars,
+            bootstrap,
+            tap: tap_wanted,
+            order,
+        } = membership;
+        let (id, document) = (network.id(), network.document().clone());
+        self.check_subnet(document.subnet).await?;
+        let dir = self.state.network(id).map_err(|e| e.to_string())?;
+        let fresh = stored_leases.is_none();
+        let registrar = if network.group().contains(self.me) {
+            Some(RegistrarShell::open(
+                &self.identity,
+                &network,
+                &dir,
+                false,
+                &mut self.rng,
+            )?)
+        } else {
+            None
+        };
+        let mac = self.me.host_mac();
+        let tap_name = tap_wanted
+            .clone()
+            .unwrap_or_else(|| format!("farlan{order}"));
+        let tap = Tap::create(Some(&tap_name), Some(mac), INNER_MTU).map_err(|e| e.to_string())?;
+        let (tap_name, tap_index) = (tap.name().to_owned(), tap.ifindex());
+        let address6 = self.me.address6(id);
+        let addressed = async {
+            self.netlink.set_up(tap_index, true).await?;
+            self.netlink
+                .add_address(tap_index, IpAddr::V6(address6), 64)
+                .await
+        };
+        addressed.await.map_err(|e| e.to_string())?;
+
+        let stored_keys = keys.to_bytes();
+        let for_plane = LocalKeys::from_bytes(&stored_keys).map_err(|e| e.to_string())?;
+        let host_port = self.new_port();
+        self.tell(Command::AddNetwork {
+            id,
+            me: self.me,
+            keys: for_plane,
+            psk: secret.psk(id),
+            dhcp: document.dhcp,
+            mtu: INNER_MTU,
+        });
+        self.plane
+            .add_port(id, host_port, PortKind::Host, vec![mac], tap);
+
+        let (now, unix) = (Instant::now(), unix_now());
+        let mut holders = BTreeMap::new();
+        let want = Want::Address {
+            mac,
+            name: Some(certificate.name.clone()),
+        };
+        let mut stored_leases = stored_leases.unwrap_or_default().into_iter();
+        let own = stored_leases.clone().find(|cert| cert.mac.is_some());
+        holders.insert(
+            OWN_ADDRESS,
+            LeaseHolder::new(self.identity.clone(), want, own, now, unix),
+        );
+        let name = network.name().clone();
+        let mut member = Member {
+            id,
+            order,
+            dir,
+            directory: Directory::new(self.me, network),
+            secret,
+            keys,
+            membership: certificate.clone(),
+            registrars,
+            bootstrap,
+            tap: tap_name,
+            tap_wanted,
+            tap_index,
+            host_port,
+            holders,
+            configured: None,
+            registrar,
+            dhcp: DhcpServer::new(dhcp_config(
+                &document.zone,
+                document.subnet,
+                Ipv4Addr::UNSPECIFIED,
+                mac,
+                document.lease_seconds,
+            )),
+            names: Arc::new(ArcSwap::from_pointee(Names::new(
+                name,
+                id,
+                document.subnet,
+                order == 0,
+            ))),
+            dns: None,
+            guests: BTreeMap::<_, LocalGuest>::new(),
+            snooped_names: BTreeMap::new(),
+            ports: Vec::new(),
+            lan: None,
+            mdns: None,
+            changed: true,
+            publish_at: None,
+            sync_at: now,
+            syncing: false,
+            sync_again: false,
+            roster_next: 0,
+            own_record: None,
+            renewing: false,
+            renew_retry_at: None,
+            waiting: Vec::new(),
+            problem: None,
+        };
+        if let Err(error) = member.directory.insert_member(certificate, unix) {
+            warn!(%error, "this node's own membership is not in force");
+        }
+        let blocks: Vec<_> = stored_leases
+            .by_ref()
+            .filter(|cert| cert.mac.is_none())
+            .collect();
+        self.networks.insert(id, member);
+        for block in blocks {
+            self.hold_block(id, Some(block));
+        }
+        info!(network = ?id, fresh, "network up");
+        self.tell_candidates_again().await;
+        Ok(id)
+    }
+
+    async fn tell_candidates_again(&mut self) {
+        // A new TAP is not a way in; the list is cheap to make anew.
+        if let Ok(addresses) = self.netlink.host_addresses(&self.own_interfaces()).await {
+            let port = self.plane.local_addr().port();
+            self.tell(Command::SetHostCandidates(
+                addresses.into_iter().map(|ip| (ip, port).into()).collect(),
+            ));
+        }
+    }
+
+    async fn check_subnet(&self, subnet: Subnet) -> Result<(), String> {
+        let own: BTreeSet<String> = BTreeSet::new();
+        if let Some(other) = self
+            .networks
+            .values()
+            .find(|member| member.subnet().overlaps(subnet))
+        {
+            return Err(format!(
+                "its subnet {subnet} overlaps {} of the network '{}' that this node is in; leave that one first, or have the owner choose another subnet (`farlan network create --subnet`)",
+                other.subnet(),
+                other.name()
+            ));
+        }
+        match self.netlink.overlapping(subnet, &own).await {
+            Ok(None) => Ok(()),
+            Ok(Some((interface, theirs))) => Err(format!(
+                "its subnet {subnet} overlaps {theirs} on this host's {interface}; have the owner choose another subnet (`farlan network create --subnet`)"
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Answers once the network carries our address, or tells why it does not.
+    fn wait_until_ready(&mut self, id: NetworkId, reply: oneshot::Sender<Answer<NetworkStatus>>) {
+        if let Some(member) = self.networks.get_mut(&id)
+            && member.waiting.len() < WAITING_MAX
+        {
+            member.waiting.push(reply);
+        }
+    }
+
+    /// `up --invite` is ready when the network is.
+    fn await_ready(&mut self) {
+        self.set_ready_at(Instant::now() + JOIN_WITHIN);
+    }
+
+    /// Saves what must outlive a restart.
+    pub(super) fn keep(&mut self, id: NetworkId) {
+        let Some(member) = self.networks.get(&id) else {
+            return;
+        };
+        let saved = member
+            .dir
+            .save("network", &member.stored())
+            .and_then(|()| member.dir.save("leases", &member.leases()));
+        if let Err(error) = saved {
+            warn!(%error, "cannot keep the network's state");
+        }
+    }
+
+    /// `farlan network leave`.
+    pub(super) async fn leave_network(&mut self, name: &Name) -> Answer<()> {
+        let id = self.meant(Some(name))?;
+        self.release_leases(id).await;
+        self.take_down(id).await;
+        self.state.remove_network(id).map_err(|e| ApiError {
+            error: e.to_string(),
+        })
+    }
+
+    /// Stops a network: its names, ports and TAP go; what is on disk stays.
+    pub(super) async fn take_down(&mut self, id: NetworkId) {
+        self.remove_all_ports(id).await;
+        let Some(mut member) = self.networks.remove(&id) else {
+            return;
+        };
+        if let Some(dns) = member.dns.take() {
+            dns.stop().await;
+        }
+        self.forget_names(&member).await;
+        self.plane.remove_port(member.host_port);
+        self.tell(Command::RemoveNetwork(id));
+        for reply in member.waiting {
+            answer(reply, refuse("the network was left"));
+        }
+    }
+
+    fn next_order(&self) -> u32 {
+        self.networks
+            .values()
+            .map(|member| member.order + 1)
+            .max()
+            .unwrap_or(0)
+    }
+
+    fn node_name(&self, asked: Option<Name>) -> Name {
+        let host = || {
+            let name = rustix::system::uname();
+            Name::sanitized(&name.nodename().to_string_lossy())
+        };
+        asked
+            .or_else(|| self.config.node_name.clone())
+            .or_else(host)
+            .unwrap_or_else(|| {
+                format!("node-{}", self.me.short())
+                    .to_ascii_lowercase()
+                    .parse()
+                    .unwrap_or_else(|_| "node".parse().expect("'node' is a label"))
+            })
+    }
+}
+
+/// What the DHCP server tells guests.
+pub(super) fn dhcp_config(
+    zone: &str,
+    subnet: Subnet,
+    server: Ipv4Addr,
+    mac: overlay_types::MacAddr,
+    lease_seconds: u32,
+) -> DhcpConfig {
+    DhcpConfig {
+        subnet,
+        server,
+        server_mac: mac,
+        router: None,
+        dns: vec![server],
+        domain: zone.to_owned(),
+        mtu: INNER_MTU,
+        lease_time: Duration::from_secs(u64::from(lease_seconds.min(GUEST_LEASE_SECONDS_MAX))),
+        routes: Vec::new(),
+        reservations: BTreeMap::new(),
+    }
+}
+
+/// Guests renew at least hourly, so that a changed name server or domain reaches them.
+const GUEST_LEASE_SECONDS_MAX: u32 = 2 * 3600;
+
+pub(super) fn answer<T>(reply: oneshot::Sender<Answer<T>>, answer: Answer<T>) {
+    let _gone = reply.send(answer); // a caller that went away needs no answer
+}
+
+/// From an invite to a membership: find the fabric, the network's door, a registrar; be admitted.
+async fn join(swarm: &SwarmHandle, invite: &Invite, name: Name) -> Result<Box<Joined>, String> {
+    for address in invite.bootstrap.iter().filter_map(|a| a.parse().ok()) {
+        swarm.add_bootstrap(address).await;
+    }
+    let give_up = Instant::now() + JOIN_WITHIN;
+    let door = SlotKey::derive(&invite.rendezvous, &SlotName::Rendezvous);
+    let mut refusal = None;
+    while Instant::now() < give_up {
+        for point in registrars_behind(swarm, &door, invite.network).await {
+            match ask_admission(swarm, &point, invite, &name).await {
+                Ok(joined) => return Ok(joined),
+                Err(Refused::Final(reason)) => return Err(reason),
+                Err(Refused::Later(reason)) => refusal = Some(reason),
+            }
+        }
+        if let Some(reason) = unreachable(swarm).await {
+            return Err(reason);
+        }
+        tokio::time::sleep(DOOR_RETRY).await;
+    }
+    Err(refusal.unwrap_or_else(|| {
+        "no registrar of the network is to be found; is the owner's node running and connected to the same fabric?".into()
+    }))
+}
+
+/// Who announces itself behind the rendezvous key, newest first.
+async fn registrars_behind(
+    swarm: &SwarmHandle,
+    door: &SlotKey,
+    network: NetworkId,
+) -> Vec<ControlPoint> {
+    let mut newest: BTreeMap<PeerId, (u64, ControlPoint)> = BTreeMap::new();
+    for bytes in swarm.get_slot(door.dht_key()).await {
+        let content = SlotValue::decode(&bytes)
+            .ok()
+            .and_then(|value| door.open(&value, unix_now()).ok());
+        let Some(record) = content.and_then(|content| decode_rendezvous_record(&content)) else {
+            continue;
+        };
+        if record.network != network {
+            continue;
+        }
+        for point in &record.registrars {
+            let entry = newest
+                .entry(point.peer)
+                .or_insert_with(|| (record.seq, point.clone()));
+            if entry.0 < record.seq {
+                *entry = (record.seq, point.clone());
+            }
+        }
+    }
+    newest.into_values().map(|(_, point)| point).collect()
+}
+
+enum Refused {
+    Final(String),
+    Later(String),
+}
+
+async fn ask_admission(
+    swarm: &SwarmHandle,
+    point: &ControlPoint,
+    invite: &Invite,
+    name: &Name,
+) -> Result<Box<Joined>, Refused> {
+    let request = Request::Admit {
+        network: invite.network,
+        token: invite.token.clone(),
+        name: name.clone(),
+        unix: unix_now(),
+    };
+    let asked = tokio::time::timeout(
+        REPLY_WITHIN,
+        swarm.request(point.peer, &point.addresses, request.encode()),
+    )
+    .await;
+    let bytes = match asked {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(error)) => {
+            return Err(Refused::Later(format!(
+                "the network's registrar cannot be asked: {error}"
+            )));
+        }
+        Err(_) => {
+            return Err(Refused::Later(
+                "the network's registrar does not answer".into(),
+            ));
+        }
+    };
+    match Response::decode(&bytes) {
+        Ok(Response::Admitted(admission)) => {
+            check_admission(*admission, invite, swarm.peer_id()).map_err(Refused::Later)
+        }
+        Ok(Response::Refused(refusal)) if is_passing(&refusal) => {
+            Err(Refused::Later(refusal.to_string()))
+        }
+        Ok(Response::Refused(refusal)) => Err(Refused::Final(refusal.to_string())),
+        Ok(_) | Err(_) => Err(Refused::Later(
+            "what should be a registrar does not know the network".into(),
+        )),
+    }
+}
+
+/// Whether asking again later may help.
+fn is_passing(refusal: &dht::lease::Refusal) -> bool {
+    use dht::lease::Refusal::{Busy, NoMajority, NotARegistrar, Starting};
+    matches!(refusal, Busy | NoMajority { .. } | NotARegistrar | Starting)
+}
+
+/// Nothing a registrar says is believed before it follows from the invite's network id.
+fn check_admission(
+    admission: Admission,
+    invite: &Invite,
+    me: PeerId,
+) -> Result<Box<Joined>, String> {
+    let mut network = Network::new(admission.genesis.clone()).map_err(|e| e.to_string())?;
+    if network.id() != invite.network {
+        return Err("somebody posed as the network's registrar".into());
+    }
+    for document in admission.documents.clone() {
+        network.apply(document).map_err(|e| e.to_string())?;
+    }
+    network
+        .verify_membership(&admission.membership, unix_now())
+        .map_err(|e| e.to_string())?;
+    if admission.membership.member != me {
+        return Err("the registrar certified somebody else".into());
+    }
+    Ok(Box::new(Joined { network, admission }))
+}
+
+/// How often a bootstrap must have failed before joining is given up.
+const BOOTSTRAP_TRIES: u32 = 2;
+
+/// Why the fabric cannot be reached, once every bootstrap has failed and nobody else is connected.
+async fn unreachable(swarm: &SwarmHandle) -> Option<String> {
+    let status = swarm.status().await?;
+    if !status.connected.is_empty() || status.bootstraps.is_empty() {
+        return None;
+    }
+    let mut why = Vec::new();
+    for bootstrap in &status.bootstraps {
+        match &bootstrap.state {
+            BootstrapState::Unreachable {
+                reason, attempts, ..
+            } if *attempts >= BOOTSTRAP_TRIES => {
+                why.push(format!("{} ({reason})", bootstrap.addresses.join(", ")));
+            }
+            BootstrapState::Unreachable { .. }
+            | BootstrapState::Connecting
+            | BootstrapState::Connected => return None,
+        }
+    }
+    Some(format!(
+        "cannot reach the fabric at {}; check the network and that the fabric node runs",
+        why.join("; ")
+    ))
+}

@@ -1,0 +1,536 @@
+//! Publishes this node's record and learns the others': through sealed slots of the DHT, by pushes between members, and by
+//! asking the registrars who is in the network.
+
+use super::{
+    actor::{Done, Node},
+    membership::Member,
+    unix_ms, unix_now,
+};
+use dht::{
+    membership::MembershipCert,
+    message::{Request, Response},
+    record::{
+        CANDIDATES_MAX, CONTROL_ADDRESSES_MAX, ControlPoint, GUESTS_MAX, Guest, LEASES_MAX,
+        NodeRecord, RendezvousRecord, decode_node_record,
+    },
+    signed::{Signable, Signed, Verified},
+    slot::{SlotKey, SlotName, SlotValue},
+    swarm::SwarmHandle,
+};
+use overlay_types::{Candidate, NetworkId, PeerId};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+use tokio::task::JoinSet;
+use tracing::{debug, warn};
+use tunnel::engine::Command;
+
+/// How long a record is believed.
+const RECORD_SECONDS: u64 = 2 * 3600;
+/// How often it is put again, so that the DHT's churn cannot lose it.
+const REPUBLISH: Duration = Duration::from_secs(20 * 60);
+/// How soon it is tried again when nobody took it.
+const REPUBLISH_RETRY: Duration = Duration::from_secs(2);
+/// How often the registrars are asked for news that no push brought.
+const SYNC_EVERY: Duration = Duration::from_secs(300);
+/// How soon again while members' records are missing.
+const SYNC_RETRY: Duration = Duration::from_secs(3);
+/// Members asked at the same time.
+const AT_ONCE: usize = 8;
+/// How long a member is waited for.
+const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// Up to so many members, sessions with all of them are kept; beyond that they are made when frames want to go there.
+const EAGER_MAX: usize = 64;
+
+impl Node {
+    /// Something in the records of all networks changed.
+    pub(super) fn publish_soon(&mut self) {
+        for member in self.networks.values_mut() {
+            member.publish_soon();
+        }
+    }
+
+    /// Signs and spreads the record once its time has come.
+    pub(super) fn publish_if_due(&mut self, id: NetworkId, now: Instant) {
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        if member.publish_at.is_none_or(|at| at > now) {
+            return;
+        }
+        member.publish_at = Some(now + REPUBLISH);
+        let Some(record) = self.make_record(id) else {
+            return;
+        };
+        let me = self.me;
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        member.own_record = Some(record.signed().clone());
+        let root = member.secret.slot_root(id);
+        let mut values = vec![(
+            SlotKey::derive(&root, &SlotName::Node(me)),
+            record.signed().to_bytes(),
+            RECORD_SECONDS,
+        )];
+        if member.registrar.is_some() {
+            values.extend(rendezvous(
+                &self.identity,
+                member,
+                me,
+                &self.control_addresses,
+            ));
+        }
+        let sealed: Vec<_> = values
+            .iter()
+            .filter_map(|(key, content, seconds)| {
+                key.seal(content, unix_ms(), *seconds, &mut self.rng).ok()
+            })
+            .map(|value| value.encode())
+            .collect();
+        let swarm = self.swarm.clone();
+        self.job(async move {
+            let puts = sealed.into_iter().map(|value| swarm.put_slot(value));
+            let results = futures::future::join_all(puts).await;
+            if let Some(Err(error)) = results.iter().find(|result| result.is_err()) {
+                debug!(%error, "a record was not stored");
+            }
+            Done::Published {
+                network: id,
+                stored: results.iter().all(Result::is_ok),
+            }
+        });
+        self.push_to_members(
+            id,
+            me,
+            &Request::PushRecord {
+                network: id,
+                record: Box::new(record.signed().clone()),
+            },
+        );
+    }
+
+    /// The DHT took our records, or did not.
+    pub(super) fn handle_published(&mut self, id: NetworkId, stored: bool) {
+        if let Some(member) = self.networks.get_mut(&id)
+            && !stored
+        {
+            let retry = Instant::now() + REPUBLISH_RETRY;
+            member.publish_at = Some(member.publish_at.map_or(retry, |at| at.min(retry)));
+        }
+    }
+
+    /// The record as things stand; `None` while there is nothing that others could use.
+    fn make_record(&self, id: NetworkId) -> Option<Verified<NodeRecord>> {
+        let member = self.networks.get(&id)?;
+        let mut guests: Vec<_> = member
+            .guests
+            .iter()
+            .filter(|(_, guest)| {
+                member
+                    .lan
+                    .as_ref()
+                    .is_none_or(|lan| lan.id != Some(guest.port))
+            })
+            .filter_map(|(mac, guest)| {
+                Some(Guest {
+                    mac: *mac,
+                    ip: guest.ip?,
+                    name: guest.name.clone(),
+                })
+            })
+            .collect();
+        guests.truncate(GUESTS_MAX);
+        let mut leases = member.leases();
+        leases.truncate(LEASES_MAX);
+        let unix_ms = unix_ms();
+        let mut record = NodeRecord {
+            peer: self.me,
+            network: id,
+            seq: unix_ms,
+            expires: unix_ms / 1000 + RECORD_SECONDS,
+            keys: member.keys.public(),
+            candidates: self
+                .candidates
+                .iter()
+                .copied()
+                .take(CANDIDATES_MAX)
+                .collect::<Vec<Candidate>>(),
+            control: self
+                .control_addresses
+                .iter()
+                .take(CONTROL_ADDRESSES_MAX)
+                .cloned()
+                .collect(),
+            membership: member.membership.clone(),
+            leases,
+            guests,
+            nat: (
+                self.nat.mapping.as_str().into(),
+                self.nat.filtering.as_str().into(),
+            ),
+        };
+        loop {
+            match Verified::sign(record.clone(), &self.identity) {
+                Ok(signed) => return Some(signed),
+                // Guests are what grows; those left out are still found by the address they ask from.
+                Err(error) if record.guests.is_empty() => {
+                    warn!(%error, max = NodeRecord::SIZE_MAX, "this node's record is too large");
+                    return None;
+                }
+                Err(_) => {
+                    record.guests.pop();
+                }
+            }
+        }
+    }
+
+    /// Sends a request to every other member, a few at a time, and forgets who did not take it: the DHT has it too.
+    pub(super) fn push_to_members(&self, id: NetworkId, except: PeerId, request: &Request) {
+        let Some(member) = self.networks.get(&id) else {
+            return;
+        };
+        let peers = member
+            .directory
+            .members()
+            .map(|cert| cert.member)
+            .filter(|peer| *peer != self.me && *peer != except);
+        let targets: Vec<_> = peers
+            .map(|peer| (peer, member.control_addresses(peer)))
+            .collect();
+        let (swarm, payload) = (self.swarm.clone(), request.encode());
+        tokio::spawn(async move {
+            let mut running = JoinSet::new();
+            for (peer, addresses) in targets {
+                if running.len() >= AT_ONCE {
+                    running.join_next().await;
+                }
+                let (swarm, payload) = (swarm.clone(), payload.clone());
+                running.spawn(async move {
+                    let _missed =
+                        tokio::time::timeout(ASK_WITHIN, swarm.request(peer, &addresses, payload))
+                            .await;
+                });
+            }
+            running.join_all().await;
+        });
+    }
+
+    /// Asks registrars and the DHT for news once it is time.
+    pub(super) fn sync_if_due(&mut self, id: NetworkId, now: Instant) {
+        let me = self.me;
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        if member.sync_at > now {
+            return;
+        }
+        member.sync_at = now + SYNC_EVERY;
+        if member.syncing {
+            member.sync_again = true;
+            return;
+        }
+        member.syncing = true;
+        let unknown: Vec<_> = member.directory.unknown().collect();
+        let root = member.secret.slot_root(id);
+        let slots: Vec<_> = unknown
+            .iter()
+            .map(|peer| (*peer, SlotKey::derive(&root, &SlotName::Node(*peer))))
+            .collect();
+        let roster = Request::Roster {
+            network: id,
+            membership: Box::new(member.membership.clone()),
+            since: member.roster_next,
+        };
+        let points: Vec<_> = member
+            .registrar_points()
+            .into_iter()
+            .filter(|point| point.peer != me)
+            .collect();
+        let known: Vec<_> = member.directory.members().map(|cert| cert.member).collect();
+        let (swarm, membership) = (self.swarm.clone(), member.membership.clone());
+        self.job(async move {
+            let (page, mut records) = tokio::join!(
+                ask_roster(&swarm, &points, &roster),
+                read_slots(&swarm, slots)
+            );
+            let (members, next) =
+                page.map_or((Vec::new(), None), |page| (page.members, Some(page.next)));
+            let newcomers: Vec<_> = members
+                .iter()
+                .map(|cert| cert.member)
+                .filter(|peer| *peer != me && !known.contains(peer))
+                .collect();
+            let slots = newcomers
+                .iter()
+                .map(|peer| (*peer, SlotKey::derive(&root, &SlotName::Node(*peer))))
+                .collect();
+            records.extend(read_slots(&swarm, slots).await);
+            // Whoever's slot was empty may have told a registrar.
+            let found: Vec<_> = records.iter().map(Verified::author).collect();
+            let missing: Vec<_> = unknown
+                .into_iter()
+                .chain(newcomers)
+                .filter(|peer| !found.contains(peer))
+                .take(AT_ONCE)
+                .collect();
+            records.extend(ask_records(&swarm, &points, id, &membership, &missing).await);
+            Done::Synced {
+                network: id,
+                members,
+                records,
+                next,
+            }
+        });
+    }
+
+    /// News came.
+    pub(super) fn handle_synced(
+        &mut self,
+        id: NetworkId,
+        members: Vec<MembershipCert>,
+        records: Vec<Verified<NodeRecord>>,
+        next: Option<u64>,
+    ) {
+        let (now, unix) = (Instant::now(), unix_now());
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        member.syncing = false;
+        for cert in members {
+            member.changed |= member.directory.insert_member(cert, unix).unwrap_or(false);
+        }
+        for record in records {
+            member.changed |= member.directory.insert(record, unix).unwrap_or(false);
+        }
+        let waits = member.directory.unknown().next().is_some()
+            || next.is_none() && member.registrar.is_none();
+        member.roster_next = next.unwrap_or(member.roster_next);
+        if std::mem::take(&mut member.sync_again) {
+            member.sync_at = now;
+        } else if waits {
+            member.sync_at = member.sync_at.min(now + SYNC_RETRY);
+        }
+    }
+
+    /// Somebody with the network's secret wants a session whom the data plane does not know.
+    pub(super) fn find_by_data_key(&mut self, id: NetworkId, x25519: [u8; 32]) {
+        if let Some(member) = self.networks.get_mut(&id) {
+            if member.directory.by_data_key(&x25519).is_some() {
+                member.changed = true; // told to the data plane in a moment
+            } else {
+                member.sync_at = Instant::now();
+            }
+        }
+    }
+
+    /// Nothing is bound to an address that a guest asks for.
+    pub(super) fn find_address(&mut self, id: NetworkId, ip: IpAddr) {
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        if member.directory.by_address(ip, unix_now()).is_some() {
+            member.changed = true;
+            return;
+        }
+        self.tell(Command::NoSuchAddress { network: id, ip });
+    }
+
+    /// A session ended: perhaps the peer has other ways in now, which its slot tells.
+    pub(super) fn refresh_record(&mut self, id: NetworkId, peer: PeerId) {
+        let Some(member) = self.networks.get(&id) else {
+            return;
+        };
+        let key = SlotKey::derive(&member.secret.slot_root(id), &SlotName::Node(peer));
+        let swarm = self.swarm.clone();
+        self.job(async move {
+            let records = read_slots(&swarm, vec![(peer, key)]).await;
+            Done::Synced {
+                network: id,
+                members: Vec::new(),
+                records,
+                next: None,
+            }
+        });
+    }
+
+    /// Tells the data plane who the peers are and which addresses are bound, and spreads the names.
+    pub(super) async fn refresh_if_changed(&mut self, id: NetworkId) {
+        let unix = unix_now();
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        if !std::mem::take(&mut member.changed) {
+            return;
+        }
+        let records: Vec<_> = member.directory.peers().collect();
+        let eager = records.len() <= EAGER_MAX;
+        let mut commands: Vec<_> = records
+            .iter()
+            .map(|record| Command::UpsertPeer {
+                network: id,
+                peer: record.peer,
+                keys: record.keys.clone(),
+                candidates: record.candidates.clone(),
+                eager,
+            })
+            .collect();
+        let cache: Vec<_> = records
+            .iter()
+            .map(|record| record.signed().clone())
+            .collect();
+        let mut bindings = member.directory.bindings(unix);
+        bindings.extend(member.own_bindings(self.me));
+        commands.push(Command::SetBindings {
+            network: id,
+            bindings,
+        });
+        let members: Vec<_> = member.directory.members().cloned().collect();
+        if let Err(error) = member.dir.save("peers", &(members, cache)) {
+            warn!(%error, "what is known of the peers is not kept");
+        }
+        for command in commands {
+            self.tell(command);
+        }
+        self.spread_names(id).await;
+    }
+
+    /// What was known of the peers before a restart; their word still holds if it has not expired.
+    pub(super) fn restore_peers(&mut self, id: NetworkId) {
+        let unix = unix_now();
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        let stored = match member
+            .dir
+            .load::<(Vec<MembershipCert>, Vec<Signed<NodeRecord>>)>("peers")
+        {
+            Ok(stored) => stored.unwrap_or_default(),
+            Err(error) => {
+                warn!(%error, "what was known of the peers is lost; they are looked up again");
+                return;
+            }
+        };
+        for cert in stored.0 {
+            let _expired = member.directory.insert_member(cert, unix);
+        }
+        for record in stored
+            .1
+            .into_iter()
+            .filter_map(|record| record.verify().ok())
+        {
+            let _expired = member.directory.insert(record, unix);
+        }
+        member.changed = true;
+    }
+}
+
+/// What a registrar puts behind the rendezvous keys of all invites that may be alive.
+fn rendezvous(
+    identity: &dht::identity::Identity,
+    member: &Member,
+    me: PeerId,
+    control: &[String],
+) -> Vec<(SlotKey, Vec<u8>, u64)> {
+    let unix_ms = unix_ms();
+    let record = RendezvousRecord {
+        network: member.id,
+        seq: unix_ms,
+        expires: unix_ms / 1000 + RECORD_SECONDS,
+        registrars: vec![ControlPoint {
+            peer: me,
+            addresses: control
+                .iter()
+                .take(CONTROL_ADDRESSES_MAX)
+                .cloned()
+                .collect(),
+        }],
+    };
+    let Ok(signed) = Verified::sign(record, identity) else {
+        return Vec::new();
+    };
+    let content = signed.signed().to_bytes();
+    let keys = member.secret.rendezvous_keys(member.id, unix_ms / 1000);
+    keys.iter()
+        .map(|key| {
+            (
+                SlotKey::derive(key, &SlotName::Rendezvous),
+                content.clone(),
+                RECORD_SECONDS,
+            )
+        })
+        .collect()
+}
+
+async fn ask_roster(
+    swarm: &SwarmHandle,
+    points: &[ControlPoint],
+    request: &Request,
+) -> Option<dht::message::RosterPage> {
+    for point in points {
+        let asked = tokio::time::timeout(
+            ASK_WITHIN,
+            swarm.request(point.peer, &point.addresses, request.encode()),
+        )
+        .await;
+        if let Ok(Ok(bytes)) = asked
+            && let Ok(Response::Roster(page)) = Response::decode(&bytes)
+        {
+            return Some(page);
+        }
+    }
+    None
+}
+
+async fn ask_records(
+    swarm: &SwarmHandle,
+    points: &[ControlPoint],
+    network: NetworkId,
+    membership: &MembershipCert,
+    peers: &[PeerId],
+) -> Vec<Verified<NodeRecord>> {
+    let mut records = Vec::new();
+    let Some(point) = points.first() else {
+        return records;
+    };
+    for peer in peers {
+        let request = Request::GetRecord {
+            network,
+            membership: Box::new(membership.clone()),
+            peer: *peer,
+        };
+        let asked = tokio::time::timeout(
+            ASK_WITHIN,
+            swarm.request(point.peer, &point.addresses, request.encode()),
+        )
+        .await;
+        let Ok(Ok(bytes)) = asked else { break };
+        if let Ok(Response::Record(Some(record))) = Response::decode(&bytes) {
+            records.extend(record.verify());
+        }
+    }
+    records
+}
+
+/// Reads members' slots; of each, the newest record that its owner signed.
+async fn read_slots(
+    swarm: &SwarmHandle,
+    slots: Vec<(PeerId, SlotKey)>,
+) -> Vec<Verified<NodeRecord>> {
+    let read = |(peer, key): (PeerId, SlotKey)| async move {
+        let values = swarm.get_slot(key.dht_key()).await;
+        let contents = values
+            .iter()
+            .filter_map(|bytes| key.open(&SlotValue::decode(bytes).ok()?, unix_now()).ok());
+        let records = contents
+            .filter_map(|content| decode_node_record(&content))
+            .filter(|record| record.author() == peer);
+        records.max_by_key(|record| record.seq)
+    };
+    futures::future::join_all(slots.into_iter().map(read))
+        .await
+        .into_iter()
+        .flatten()
+        .collect()
+}

@@ -1,0 +1,110 @@
+//! Reads what passes between DHCP clients and the LAN's server: names in requests, bindings in acknowledgements.
+//! Pure. What is learnt from it is [`super::ports`]'s to keep.
+
+use dhcproto::{
+    Decodable, Decoder,
+    v4::{DhcpOption, Message, MessageType, OptionCode},
+};
+use etherparse::{SlicedPacket, TransportSlice};
+use overlay_types::{MacAddr, Name};
+use std::net::Ipv4Addr;
+
+/// What a DHCP frame tells a bystander.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Snooped {
+    /// A client asks, and says its name.
+    Named { mac: MacAddr, name: Name },
+    /// A server granted an address.
+    Granted { mac: MacAddr, ip: Ipv4Addr },
+    /// A client gave its address back, or refused it.
+    GivenUp { mac: MacAddr },
+}
+
+/// Reads a frame; `None` when it tells nothing.
+pub(super) fn read(frame: &[u8]) -> Option<Snooped> {
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let Some(TransportSlice::Udp(udp)) = packet.transport else {
+        return None;
+    };
+    if ![(67, 68), (68, 67)].contains(&(udp.source_port(), udp.destination_port())) {
+        return None;
+    }
+    let message = Message::decode(&mut Decoder::new(udp.payload())).ok()?;
+    let mac = MacAddr(message.chaddr().try_into().ok()?);
+    if !mac.is_station() {
+        return None;
+    }
+    let name = || match message.opts().get(OptionCode::Hostname) {
+        Some(DhcpOption::Hostname(name)) => Name::sanitized(name),
+        _ => None,
+    };
+    match message.opts().msg_type()? {
+        MessageType::Discover | MessageType::Request => Some(Snooped::Named { mac, name: name()? }),
+        MessageType::Ack if !message.yiaddr().is_unspecified() => Some(Snooped::Granted {
+            mac,
+            ip: message.yiaddr(),
+        }),
+        MessageType::Release | MessageType::Decline => Some(Snooped::GivenUp { mac }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dhcproto::{Encodable, Encoder};
+    use proptest::prelude::*;
+
+    const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 9]);
+
+    fn frame(kind: MessageType, ip: Ipv4Addr, name: Option<&str>) -> Vec<u8> {
+        let mut message = Message::default();
+        message.set_chaddr(&MAC.0).set_yiaddr(ip);
+        message.opts_mut().insert(DhcpOption::MessageType(kind));
+        if let Some(name) = name {
+            message.opts_mut().insert(DhcpOption::Hostname(name.into()));
+        }
+        let mut payload = Vec::new();
+        message.encode(&mut Encoder::new(&mut payload)).unwrap();
+        let mut frame = Vec::new();
+        etherparse::PacketBuilder::ethernet2([2; 6], MAC.0)
+            .ipv4([192, 168, 1, 1], [255; 4], 64)
+            .udp(67, 68)
+            .write(&mut frame, &payload)
+            .unwrap();
+        frame
+    }
+
+    #[test]
+    fn requests_tell_names_and_acknowledgements_tell_addresses() {
+        let ip = Ipv4Addr::new(192, 168, 1, 50);
+        let named = read(&frame(
+            MessageType::Discover,
+            Ipv4Addr::UNSPECIFIED,
+            Some("VM-8-1"),
+        ));
+        assert_eq!(
+            named,
+            Some(Snooped::Named {
+                mac: MAC,
+                name: "vm-8-1".parse().unwrap()
+            })
+        );
+        assert_eq!(
+            read(&frame(MessageType::Ack, ip, None)),
+            Some(Snooped::Granted { mac: MAC, ip })
+        );
+        assert_eq!(
+            read(&frame(MessageType::Release, ip, None)),
+            Some(Snooped::GivenUp { mac: MAC })
+        );
+        assert_eq!(read(&frame(MessageType::Offer, ip, None)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_tell_nothing_or_something_but_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = read(&bytes);
+        }
+    }
+}
