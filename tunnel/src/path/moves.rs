@@ -1,0 +1,170 @@
+//! When traffic moves: to a path that is better, away from one that fell silent, after a peer that moved itself.
+//! What is measured to decide it is in [`super::probe`], which of two paths is better in [`super::selection`].
+
+use super::selection::{Tier, is_better};
+use super::watch::Watch;
+use super::{PathAgent, PathEvent};
+use overlay_types::PathAddr;
+use std::time::{Duration, Instant};
+
+/// The peer's data coming over another path while ours has been silent for this long suggests that it moved.
+const ROAM_SILENCE: Duration = Duration::from_secs(1);
+
+/// When doubt was unfounded, the two sides simply prefer different paths; this long before the next doubt of that kind.
+const ROAM_CHECK_EVERY: Duration = Duration::from_secs(10);
+
+impl PathAgent {
+    /// Takes the path that just answered into use if that is an improvement.
+    pub(super) fn consider(&mut self, addr: PathAddr, now: Instant) {
+        let Some(current) = self.current else {
+            self.switch_to(addr, now);
+            return self.call(now); // found again after a loss: the peer may not know our ways in now
+        };
+        let (old, new) = (&self.paths[&current], &self.paths[&addr]);
+        if addr == current {
+            if self.watch.take().is_some() {
+                self.roam_check_after = Some(now + ROAM_CHECK_EVERY);
+            }
+            self.unanswered_since = None;
+            self.announce(now);
+            return;
+        }
+        let rtt = old.rtt.unwrap_or_default();
+        if self
+            .watch
+            .as_ref()
+            .is_some_and(|w| w.leave_for(rtt, now).is_some())
+        {
+            return self.leave(current, addr, now);
+        }
+        let is_settled = new.tier != old.tier || new.samples >= 2;
+        if is_settled
+            && !new.is_held_down(now)
+            && is_better((new.tier, new.rtt), (old.tier, old.rtt))
+        {
+            self.switch_to(addr, now);
+        } else if self.suggests_a_move(addr, now) {
+            self.doubt(now);
+        }
+    }
+
+    /// Whether the peer seems to have moved there: its datagrams come over a path no worse than ours, and ours is silent.
+    pub(super) fn suggests_a_move(&self, addr: PathAddr, now: Instant) -> bool {
+        let (Some(current), Some(new)) = (self.current, self.paths.get(&addr)) else {
+            return false;
+        };
+        let old = &self.paths[&current];
+        let is_fresh = new.silent_for(now).is_some_and(|s| s < ROAM_SILENCE);
+        let is_old_silent = old.silent_for(now).is_none_or(|s| s >= ROAM_SILENCE);
+        let is_time = self.roam_check_after.is_none_or(|at| now >= at);
+        self.watch.is_none() && is_time && is_fresh && is_old_silent && new.tier <= old.tier
+    }
+
+    pub(super) fn doubt(&mut self, now: Instant) {
+        if self.current.is_some() && self.watch.is_none() {
+            self.watch = Some(Watch::new(now));
+            self.continue_watch(now);
+        }
+    }
+
+    pub(super) fn continue_watch(&mut self, now: Instant) {
+        let (Some(current), Some(watch)) = (self.current, &mut self.watch) else {
+            return;
+        };
+        let rtt = self.paths[&current].rtt.unwrap_or_default();
+        let Some(step) = watch.handle_timeout(rtt, now) else {
+            return;
+        };
+        if step.distressed {
+            self.push_event(PathEvent::Distressed);
+        }
+        if let Some(since) = step.leave_for {
+            let others = self
+                .paths
+                .iter()
+                .filter(|(addr, p)| **addr != current && p.answered_since(since));
+            if let Some((best, _)) = others.min_by_key(|(_, p)| (p.tier, p.rtt)) {
+                let best = *best;
+                return self.leave(current, best, now);
+            }
+        }
+        if step.give_up {
+            return self.lose(current, now);
+        }
+        self.probe(current, None, now);
+        if step.probe_others {
+            let others = self
+                .paths
+                .iter()
+                .filter(|(addr, p)| **addr != current && (p.proven || p.tier == Tier::Relay));
+            let others: Vec<_> = others.map(|(addr, _)| *addr).collect();
+            for addr in others {
+                self.probe(addr, None, now);
+            }
+        }
+    }
+
+    /// The path in use failed and another works.
+    pub(super) fn leave(&mut self, failed: PathAddr, best: PathAddr, now: Instant) {
+        self.fail(failed, now);
+        self.switch_to(best, now);
+        if self.paths[&best].tier == Tier::Relay {
+            self.call(now);
+        }
+    }
+
+    /// The path in use failed and nothing answers.
+    pub(super) fn lose(&mut self, failed: PathAddr, now: Instant) {
+        self.fail(failed, now);
+        self.current = None;
+        self.watch = None;
+        self.unanswered_since = None;
+        self.keepalive_at = None;
+        self.announced = None;
+        self.push_event(PathEvent::Lost);
+        self.punching.forgive();
+        self.probe_everything(now);
+    }
+
+    pub(super) fn fail(&mut self, failed: PathAddr, now: Instant) {
+        self.stats.failures += 1;
+        if let Some(path) = self.paths.get_mut(&failed) {
+            path.handle_failure(now);
+        }
+    }
+
+    pub(super) fn switch_to(&mut self, addr: PathAddr, now: Instant) {
+        self.current = Some(addr);
+        self.stats.changes += 1;
+        self.watch = None;
+        self.unanswered_since = None;
+        self.refresh_keepalive(now);
+        self.announce(now);
+    }
+
+    /// Says which path is in use, where that or its figures changed enough to matter; proven ones begin to be measured.
+    pub(super) fn announce(&mut self, now: Instant) {
+        let Some(view) = self.current() else { return };
+        let is_notable = self.announced.is_none_or(|old| {
+            let (low, high) = (old.rtt.min(view.rtt), old.rtt.max(view.rtt));
+            old.addr != view.addr
+                || old.mtu != view.mtu
+                || (high - low > low / 4 && high - low > Duration::from_millis(2))
+        });
+        if is_notable
+            || self
+                .announced
+                .is_some_and(|old| old.rtt.is_zero() && !view.rtt.is_zero())
+        {
+            self.announced = Some(view);
+            self.push_event(PathEvent::Changed(view));
+        }
+        if let Some(path) = self
+            .paths
+            .get_mut(&view.addr)
+            .filter(|p| p.answered_at.is_some())
+        {
+            path.mtu.start(now);
+        }
+    }
+}
