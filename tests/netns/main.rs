@@ -11,3 +11,4 @@ mod lab;
 mod lan;
 mod overlay;
 mod paths;
+mod static_peers;
