@@ -23,7 +23,10 @@ pub struct EngineConfig {
 }
 
 /// What the node wants.
-#[expect(clippy::large_enum_variant, reason = "commands are few, and keys are moved once")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "commands are few, and keys are moved once"
+)]
 pub enum Command {
     /// Be a member of a network.
     AddNetwork {

@@ -187,3 +187,66 @@ impl Network {
             .filter(|s| now.saturating_duration_since(s.at) < STRANGER_LIFE)
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+    use std::net::Ipv4Addr;
+
+    fn network() -> Network {
+        let keys = LocalKeys::generate(&mut rand_chacha::ChaCha20Rng::seed_from_u64(1));
+        let (id, me, psk) = (NetworkId([1; 32]), PeerId([2; 32]), Zeroizing::new([3; 32]));
+        Network::new(Local {
+            id,
+            me,
+            keys,
+            psk,
+            dhcp: DhcpMode::Overlay,
+            mtu: 1500,
+        })
+    }
+
+    fn ip(n: u32) -> IpAddr {
+        Ipv4Addr::from(0x0a4d_0000 + n).into()
+    }
+
+    #[test]
+    fn questions_are_bounded_and_the_newest_are_kept() {
+        let (mut network, t0) = (network(), Instant::now());
+        for n in 0..QUESTIONS_MAX as u32 + 10 {
+            assert!(network.ask(ip(n), PortId(1), vec![n as u8], t0));
+        }
+        network.bindings = (0..1000)
+            .map(|n| (ip(n), (MacAddr([2; 6]), Location::Port(PortId(1)))))
+            .collect();
+        let ready = network.take_answerable(t0);
+        assert_eq!(ready.len(), QUESTIONS_MAX);
+        assert_eq!(ready[0].ip, ip(10));
+        assert!(network.take_answerable(t0).is_empty());
+    }
+
+    #[test]
+    fn a_question_grows_old() {
+        let (mut network, t0) = (network(), Instant::now());
+        network.ask(ip(1), PortId(1), Vec::new(), t0);
+        network
+            .bindings
+            .insert(ip(1), (MacAddr([2; 6]), Location::Port(PortId(1))));
+        assert!(network.take_answerable(t0 + QUESTION_LIFE).is_empty());
+    }
+
+    #[test]
+    fn strangers_are_bounded_and_each_keeps_only_its_newest_message() {
+        let (mut network, t0) = (network(), Instant::now());
+        let from = PathAddr::Direct(([192, 0, 2, 1], 1).into());
+        for n in 0..40 {
+            assert!(network.keep_stranger([n; 32], from, vec![1], t0));
+        }
+        assert_eq!(network.strangers.len(), STRANGERS_MAX);
+        assert!(!network.keep_stranger([39; 32], from, vec![2], t0));
+        assert_eq!(network.take_stranger(&[39; 32], t0).unwrap().bytes, [2]);
+        assert!(network.take_stranger(&[0; 32], t0).is_none());
+    }
+}

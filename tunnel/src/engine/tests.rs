@@ -33,6 +33,11 @@ fn addr(node: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, node as u8 + 1], 4000))
 }
 
+/// A relay at which every node is bound under its own number.
+fn relay() -> SocketAddr {
+    SocketAddr::from(([203, 0, 113, 1], 3478))
+}
+
 fn peer_id(node: usize) -> PeerId {
     PeerId([node as u8 + 1; 32])
 }
@@ -93,6 +98,8 @@ struct World {
     wakeups: u64,
     dhcp: DhcpMode,
     eager: bool,
+    /// Nodes reach only the relay, never each other.
+    relay_only: bool,
 }
 
 fn keys(node: usize) -> LocalKeys {
@@ -122,6 +129,7 @@ impl World {
             wakeups: 0,
             dhcp: DhcpMode::Overlay,
             eager: true,
+            relay_only: false,
         };
         for node in 0..nodes {
             let fresh = world.fresh(node);
@@ -190,7 +198,15 @@ impl World {
 
     fn introduce(&mut self, node: usize, other: usize) {
         let (peer, keys, eager) = (peer_id(other), public(other), self.eager);
-        let candidates = vec![Candidate::Host(addr(other))];
+        let relayed = Candidate::Relayed {
+            via: peer_id(99),
+            relay: relay(),
+            index: other as u32,
+        };
+        let candidates = match self.relay_only {
+            true => vec![Candidate::Host(addr(other)), relayed],
+            false => vec![Candidate::Host(addr(other))],
+        };
         self.command(
             node,
             Command::UpsertPeer {
@@ -308,11 +324,23 @@ impl World {
         if let Some(recorded) = &mut self.recorded {
             recorded.push((from, to, bytes.clone()));
         }
-        let is_lost = self.rng.random_bool(self.loss) || bytes.len() > self.mtu;
+        let is_blocked = self.relay_only && to != relay();
+        let is_lost = self.rng.random_bool(self.loss) || bytes.len() > self.mtu || is_blocked;
         if !is_lost {
             self.wire
                 .insert((self.now + DELAY, self.sent), (from, to, bytes));
         }
+    }
+
+    fn relay(&mut self, from: SocketAddr, mut bytes: Vec<u8>) {
+        let sender = (0..self.nodes.len()).find(|&n| addr(n) == from).unwrap();
+        let receiver = u32::from_be_bytes(bytes[4..8].try_into().unwrap()) as usize;
+        bytes[4..8].copy_from_slice(&(sender as u32).to_be_bytes());
+        self.sent += 1;
+        self.wire.insert(
+            (self.now + DELAY, self.sent),
+            (relay(), addr(receiver), bytes),
+        );
     }
 
     fn run(&mut self, time: Duration) {
@@ -332,6 +360,10 @@ impl World {
             self.now = next;
             if arrival == Some(next) {
                 let (_, (from, to, bytes)) = self.wire.pop_first().unwrap();
+                if to == relay() {
+                    self.relay(from, bytes);
+                    continue;
+                }
                 if let Some(node) = (0..self.nodes.len()).find(|&n| addr(n) == to) {
                     self.datagram(node, from, bytes);
                 }
@@ -848,4 +880,119 @@ fn the_same_seed_gives_the_same_datagrams_bit_for_bit() {
     };
     assert_eq!(transcript(42), transcript(42));
     assert_ne!(transcript(42), transcript(43));
+}
+
+#[test]
+fn nodes_that_reach_only_a_relay_talk_through_it() {
+    let mut world = World::new(2, 22);
+    world.relay_only = true;
+    world.introduce_all();
+    world.run(3 * SECOND);
+    let large = sized_frame(mac(0), mac(1), ip(0), ip(1), 1514);
+    world.guest_sends(0, &large);
+    world.guest_sends(1, &frame(1, 0));
+    world.run(SECOND);
+    assert_eq!(world.received(1), [large]);
+    assert_eq!(world.received(0), [frame(1, 0)]);
+    let path = world.nodes[0].engine.peer_stats(world.now)[0].path.unwrap();
+    assert_eq!(
+        path.addr,
+        PathAddr::Relayed {
+            relay: relay(),
+            index: 1
+        }
+    );
+}
+
+#[test]
+fn in_lan_mode_dhcp_crosses_the_tunnel_and_both_ends_hear_of_it() {
+    let mut world = World::met(2, 23);
+    let lan = Command::AddPort {
+        network: NET,
+        port: PORT,
+        kind: PortKind::Lan,
+        macs: Vec::new(),
+    };
+    for node in 0..2 {
+        let (me, psk) = (peer_id(node), Zeroizing::new([5; 32]));
+        let again = Command::AddNetwork {
+            id: NET,
+            me,
+            keys: keys(node),
+            psk,
+            dhcp: DhcpMode::Lan,
+            mtu: 1500,
+        };
+        world.command(node, again);
+    }
+    world.command(0, lan);
+    world.command(
+        1,
+        Command::AddPort {
+            network: NET,
+            port: PORT,
+            kind: PortKind::Guest,
+            macs: vec![mac(1)],
+        },
+    );
+    world.introduce(0, 1);
+    world.introduce(1, 0);
+    world.run(5 * SECOND);
+    let nobody = Ipv4Addr::UNSPECIFIED;
+    let discover = udp_frame(
+        mac(1),
+        MacAddr::BROADCAST,
+        nobody,
+        Ipv4Addr::BROADCAST,
+        68,
+        67,
+    );
+    let server = MacAddr([2, 0, 0, 0, 8, 8]);
+    let offer = udp_frame(server, mac(1), Ipv4Addr::new(192, 168, 1, 1), ip(1), 67, 68);
+    world.guest_sends(1, &discover);
+    world.run(SECOND);
+    world.guest_sends(0, &offer);
+    world.run(SECOND);
+    assert_eq!(world.received(0), [discover]);
+    assert_eq!(world.received(1), [offer.clone()]);
+    let snooped = |node: usize, from| {
+        let event = Event::Snooped {
+            network: NET,
+            from,
+            frame: offer.clone(),
+        };
+        world.nodes[node].events.contains(&event)
+    };
+    assert!(snooped(0, Location::Port(PORT)) && snooped(1, Location::Peer(peer_id(0))));
+}
+
+#[test]
+fn a_station_is_learned_and_then_frames_for_it_go_to_its_node_only() {
+    let mut world = World::met(3, 24);
+    let lan = |port| Command::AddPort {
+        network: NET,
+        port,
+        kind: PortKind::Lan,
+        macs: Vec::new(),
+    };
+    for node in 0..3 {
+        world.command(node, lan(PORT));
+    }
+    let (here, there) = (MacAddr([2, 0, 0, 0, 5, 1]), MacAddr([2, 0, 0, 0, 5, 2]));
+    let (from, to) = (Ipv4Addr::new(192, 168, 1, 7), Ipv4Addr::new(192, 168, 1, 8));
+    world.guest_sends(0, &udp_frame(here, there, from, to, 1, 2)); // unknown: floods
+    world.run(SECOND);
+    assert_eq!((world.received(1).len(), world.received(2).len()), (1, 1));
+    world.guest_sends(1, &udp_frame(there, here, to, from, 2, 1)); // both are known from now on
+    world.run(SECOND);
+    world.guest_sends(0, &udp_frame(here, there, from, to, 1, 2));
+    world.run(SECOND);
+    assert_eq!(
+        (
+            world.received(0).len(),
+            world.received(1).len(),
+            world.received(2).len()
+        ),
+        (1, 1, 0)
+    );
 }

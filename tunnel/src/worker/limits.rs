@@ -93,3 +93,22 @@ impl StationsTold {
         !is_fresh
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
+mod tests {
+    use super::*;
+    use overlay_types::PortId;
+
+    #[test]
+    fn a_sighting_is_told_once_and_again_after_a_while_or_elsewhere() {
+        let (mut told, t0) = (StationsTold::default(), Instant::now());
+        let (network, mac) = (NetworkId([1; 32]), MacAddr([2, 0, 0, 0, 0, 1]));
+        let (here, there) = (Location::Port(PortId(1)), Location::Port(PortId(2)));
+        assert!(told.note(network, mac, here, false, t0));
+        assert!(!told.note(network, mac, here, false, t0));
+        assert!(!told.note(network, mac, here, true, t0 + TELL_EVERY));
+        assert!(told.note(network, mac, here, true, t0 + STATION_TOLD_EVERY));
+        assert!(told.note(network, mac, there, true, t0 + STATION_TOLD_EVERY));
+    }
+}

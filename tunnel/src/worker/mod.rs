@@ -627,3 +627,7 @@ pub(crate) fn location(view: &NetworkView, place: Place) -> Option<Location> {
         Place::Elsewhere => None,
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
+mod tests;
