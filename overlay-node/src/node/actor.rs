@@ -149,10 +149,13 @@ pub(super) struct Node {
     pub(super) lan_ports: LanPorts,
     /// How names resolve on the host; `None` when it is left alone.
     pub(super) host_names: Option<HostNames>,
-    ready: Option<Box<dyn FnOnce(&Status) + Send>>,
+    ready: Option<WhenReady>,
     ready_at: Option<Instant>,
     fatal: Option<NodeError>,
 }
+
+/// What `up` does once, when the node is reachable.
+type WhenReady = Box<dyn FnOnce(&Status) + Send>;
 
 /// How long `up` waits for the networks of an earlier run before it calls itself ready without an address.
 const READY_WITHIN: Duration = Duration::from_secs(10);
@@ -229,7 +232,7 @@ impl Node {
         mut inbox: mpsc::Receiver<Mail>,
         mut swarm_events: mpsc::Receiver<SwarmEvent>,
         invite: Option<Invite>,
-        ready: Box<dyn FnOnce(&Status) + Send>,
+        ready: WhenReady,
     ) -> Result<(), NodeError> {
         let stop = self.config.stop.clone();
         let mut addresses = AddressWatch::open()?;
@@ -246,7 +249,7 @@ impl Node {
             tokio::select! {
                 () = stop.cancelled() => break,
                 Some(mail) = inbox.recv() => self.handle_mail(mail).await,
-                Some(event) = swarm_events.recv() => self.handle_swarm(event).await,
+                Some(event) = swarm_events.recv() => self.handle_swarm(event),
                 Some(()) = addresses.changed() => self.tell_host_candidates().await,
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -393,7 +396,7 @@ impl Node {
         }
     }
 
-    async fn handle_swarm(&mut self, event: SwarmEvent) {
+    fn handle_swarm(&mut self, event: SwarmEvent) {
         match event {
             SwarmEvent::Request {
                 peer,

@@ -38,14 +38,11 @@ impl Node {
         };
         let holders: Vec<_> = member.holders.keys().copied().collect();
         for holder in holders {
-            loop {
-                let Some(core) = self
-                    .networks
-                    .get_mut(&id)
-                    .and_then(|m| m.holders.get_mut(&holder))
-                else {
-                    break;
-                };
+            while let Some(core) = self
+                .networks
+                .get_mut(&id)
+                .and_then(|m| m.holders.get_mut(&holder))
+            {
                 if let Some(transaction) = core.poll_transmit() {
                     self.ask_registrar(id, holder, transaction);
                 } else if let Some(event) = core.poll_event() {

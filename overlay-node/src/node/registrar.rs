@@ -118,7 +118,7 @@ impl RegistrarShell {
     }
 
     /// On disk, then told so.
-    fn persist(&mut self, id: u64, records: &[(Vec<u8>, Vec<u8>)]) -> Result<(), String> {
+    fn persist(&mut self, id: u64, records: &[Entry]) -> Result<(), String> {
         write_all(&self.store, records)
             .map_err(|e| format!("cannot write the registrar's votes: {e}"))?;
         self.core.handle_persisted(id, Instant::now(), unix_now());
@@ -144,7 +144,10 @@ impl RegistrarShell {
     }
 }
 
-fn read_all(store: &Database) -> Result<Vec<(Vec<u8>, Vec<u8>)>, redb::Error> {
+/// A key of the store with what it holds.
+type Entry = (Vec<u8>, Vec<u8>);
+
+fn read_all(store: &Database) -> Result<Vec<Entry>, redb::Error> {
     let write = store.begin_write()?;
     write.open_table(VOTES)?;
     write.commit()?;
@@ -158,7 +161,7 @@ fn read_all(store: &Database) -> Result<Vec<(Vec<u8>, Vec<u8>)>, redb::Error> {
     Ok(records)
 }
 
-fn write_all(store: &Database, records: &[(Vec<u8>, Vec<u8>)]) -> Result<(), redb::Error> {
+fn write_all(store: &Database, records: &[Entry]) -> Result<(), redb::Error> {
     let mut write = store.begin_write()?;
     write.set_durability(Durability::Immediate)?;
     {
