@@ -4,7 +4,7 @@
 //! clients, sshd, avahi and curl around them, and then proves that it works. What crosses from site to site
 //! is invite strings; everything else the nodes learn from each other by way of the fabric node.
 //!
-//! [`world`] is the stage, [`node`] drives Farlan, [`checks`] are the proofs, [`report`] tells the user.
+//! `world` is the stage, `node` drives Farlan, `checks` are the proofs, `report` tells the user.
 
 mod blob;
 mod checks;

@@ -233,7 +233,7 @@ pub enum MessageBody {
 /// What the shell must do, or ought to know.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RegistrarEvent {
-    /// Write these to disk, fsync, then call [`Registrar::handle_persisted`] with the id.
+    /// Write these to disk, fsync, then call [`Registrar::handle_persisted`](super::Registrar::handle_persisted) with the id.
     Persist {
         /// Rises by one.
         id: u64,
@@ -247,8 +247,8 @@ pub enum RegistrarEvent {
         /// The outcome.
         reply: Box<Reply>,
     },
-    /// Ask every reachable member for its highest certificates, hand them to [`Registrar::handle_certificates`], then
-    /// call [`Registrar::handle_members_asked`].
+    /// Ask every reachable member for its highest certificates, hand them to [`Registrar::handle_certificates`](super::Registrar::handle_certificates), then
+    /// call [`Registrar::handle_members_asked`](super::Registrar::handle_members_asked).
     AskMembers,
     /// The vote state is older than what this node has signed. It votes no more.
     RolledBack,

@@ -1,7 +1,7 @@
 //! The shell around libp2p: reaches other nodes, moves slot values in and out of the DHT, and carries requests between peers.
 //! It decides nothing about networks: what a value or a request means is for the pure modules beside it.
 //!
-//! One task owns the swarm ([`task`]); everybody else holds a [`SwarmHandle`] and a receiver of [`SwarmEvent`]s.
+//! One task owns the swarm (`task`); everybody else holds a [`SwarmHandle`] and a receiver of [`SwarmEvent`]s.
 #![expect(
     clippy::disallowed_methods,
     reason = "a shell: it reads the clocks that the cores are given"

@@ -1,5 +1,5 @@
 //! Answers for the network's own names and addresses, for the host and the guests, and for nothing else.
-//! Which names there are is decided by the leases; the answers are looked up in [`names`] and carried by [`server`].
+//! Which names there are is decided by the leases; the answers are looked up in `names` and carried by `server`.
 
 mod names;
 mod server;

@@ -1,5 +1,5 @@
 //! Puts an interface of the host, with the LAN behind it, on a network, and takes it off again without a trace.
-//! What must be undone is written down before it is done ([`journal`]), so that a crash can be undone too.
+//! What must be undone is written down before it is done (`journal`), so that a crash can be undone too.
 //! Frames are none of its business: they pass between the bridge and the TAP.
 
 mod journal;

@@ -1,8 +1,8 @@
 //! The node: owns every part, starts and stops them in order, and passes messages between them. It decides nothing
 //! that a core can decide: each file here drives one core or one service.
 //!
-//! One task, [`actor::Node::run`], owns all state. Slow work (asking peers, reading the DHT) runs in jobs that send
-//! their result back as [`actor::Mail`].
+//! One task, `actor::Node::run`, owns all state. Slow work (asking peers, reading the DHT) runs in jobs that send
+//! their result back as `actor::Mail`.
 
 mod actor;
 mod calls;

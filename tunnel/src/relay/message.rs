@@ -1,5 +1,5 @@
 //! The relay's own messages, 48 bytes each: a client asks for its place, the relay asks it to prove its address, the
-//! client does, the relay says where it saw it. Who sends which when is in [`super::client`] and [`super::server`].
+//! client does, the relay says where it saw it. Who sends which when is in `client` and `server`.
 //!
 //! ```text
 //!  0        1         2        4        8        16           32       48
@@ -30,7 +30,7 @@ pub const MESSAGE_BYTES: usize = 48;
 const VERSION: u8 = 1;
 const MAC_AT: usize = MESSAGE_BYTES - 16;
 
-/// One message; believed only after [`Self::parse`] checked its mac.
+/// One message; believed only after [`Self::is_genuine`] checked its mac.
 #[derive(
     FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, PartialEq, Eq, Debug,
 )]
