@@ -6,7 +6,7 @@ use crate::lease::LeaseCert;
 use crate::membership::MembershipCert;
 use crate::signed::{SIGNED_OVERHEAD, Signable, Signed, Verified};
 use crate::slot::SLOT_CONTENT_MAX;
-use overlay_types::{Candidate, DataKeys, KEM_KEY_BYTES, MacAddr, Name, NetworkId, PeerId};
+use overlay_types::{Candidate, DataKeys, KEM_KEY_BYTES, MacAddr, Name, NetworkId, PeerId, Subnet};
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -57,6 +57,17 @@ pub struct NodeRecord {
     pub guests: Vec<Guest>,
     /// What it knows of its NAT, in RFC 4787's words: mapping, filtering.
     pub nat: (String, String),
+    /// The LAN behind it, if it is a gateway.
+    pub lan: Option<LanRecord>,
+}
+
+/// A gateway's LAN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LanRecord {
+    /// It is bridged into the network: a digest by which another gateway of the same segment knows it.
+    Bridged([u8; 16]),
+    /// It is reached by routing through the gateway's own address.
+    Routed(Subnet),
 }
 
 impl Signable for NodeRecord {

@@ -179,6 +179,7 @@ impl Lab {
             leases,
             guests,
             nat: ("unknown".into(), "unknown".into()),
+            lan: None,
         }
     }
 }

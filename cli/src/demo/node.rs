@@ -22,7 +22,10 @@ pub struct Node {
 impl Node {
     /// Starts an infrastructure node and returns it with the address that others bootstrap from.
     pub fn fabric(machine: &Machine, program: &str, listen: &str) -> Result<(Self, String)> {
-        let process = machine.spawn("farlan", &[program, "fabric", "--listen", listen])?;
+        let process = machine.spawn(
+            "farlan",
+            &[program, "fabric", "--no-mdns", "--listen", listen],
+        )?;
         let mut node = Self {
             machine: machine.clone(),
             program: program.to_owned(),

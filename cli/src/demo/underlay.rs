@@ -3,7 +3,10 @@
 
 use crate::lab::{Capture, CapturedFrame, INTERNET_BRIDGE, Lab};
 use anyhow::{Result, bail};
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{SocketAddrV4},
+};
 
 /// Selects all but what carries the type of a Farlan datagram (0x80 to 0xBF, docs/wire-format.md): a download
 /// would fill the disk with those.
@@ -72,9 +75,22 @@ impl Underlay {
 }
 
 fn judge<'a>(frames: impl Iterator<Item = &'a CapturedFrame>) -> Result<String> {
+    let frames: Vec<_> = frames.collect();
+    let is_quic = |frame: &&&CapturedFrame| classify(frame) == Some(Kind::Quic);
+    let quic: BTreeSet<_> = frames
+        .iter()
+        .filter(is_quic)
+        .filter_map(|frame| ends(frame))
+        .collect();
+    // QUIC may leave its fixed bit out once the peer has said that it does not mind (RFC 9287).
+    let greased = |frame: &CapturedFrame| {
+        ends(frame)
+            .filter(|ends| quic.contains(ends))
+            .map(|_| Kind::Quic)
+    };
     let mut counts: BTreeMap<Kind, usize> = BTreeMap::new();
     for frame in frames {
-        let Some(kind) = classify(frame) else {
+        let Some(kind) = classify(frame).or_else(|| greased(frame)) else {
             bail!(
                 "something else than sealed datagrams crossed the internet: {}",
                 describe(frame)
@@ -101,6 +117,15 @@ fn judge<'a>(frames: impl Iterator<Item = &'a CapturedFrame>) -> Result<String> 
         count(Kind::Quic) + count(Kind::Tcp),
         count(Kind::Quic),
         count(Kind::Tcp),
+    ))
+}
+
+/// The two ends of a UDP conversation, the same in both directions.
+fn ends(frame: &CapturedFrame) -> Option<(SocketAddrV4, SocketAddrV4)> {
+    let udp = frame.udp()?;
+    Some((
+        udp.source.min(udp.destination),
+        udp.source.max(udp.destination),
     ))
 }
 

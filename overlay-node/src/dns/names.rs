@@ -18,6 +18,7 @@ pub struct Names {
     subnet: Subnet,
     prefix6: [u8; 8],
     bare: bool,
+    lan_served: bool,
     addresses: BTreeMap<Name, BTreeSet<IpAddr>>,
     owners: BTreeMap<IpAddr, Name>,
 }
@@ -45,8 +46,17 @@ impl Names {
             subnet,
             prefix6: id.ula_prefix(),
             bare,
+            lan_served: false,
             addresses: BTreeMap::new(),
             owners: BTreeMap::new(),
+        }
+    }
+
+    /// The same for a network whose guests have addresses of the user's LAN: private ones (RFC 1918) may be named as well.
+    pub fn lan_served(self) -> Self {
+        Self {
+            lan_served: true,
+            ..self
         }
     }
 
@@ -182,7 +192,7 @@ impl Names {
 
     fn is_ours(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V4(v4) => self.subnet.contains(v4),
+            IpAddr::V4(v4) => self.subnet.contains(v4) || self.lan_served && v4.is_private(),
             IpAddr::V6(v6) => v6.octets()[..8] == self.prefix6,
         }
     }

@@ -511,7 +511,7 @@ impl Node {
             .collect()
     }
 
-    async fn tell_host_candidates(&mut self) {
+    pub(super) async fn tell_host_candidates(&mut self) {
         let port = self.plane.local_addr().port();
         match self.netlink.host_addresses(&self.own_interfaces()).await {
             Ok(addresses) => {

@@ -397,6 +397,7 @@ impl Node {
             snooped_names: BTreeMap::new(),
             ports: Vec::new(),
             lan: None,
+            lan_routes: BTreeMap::new(),
             mdns: None,
             changed: true,
             publish_at: None,
@@ -422,18 +423,24 @@ impl Node {
             self.hold_block(id, Some(block));
         }
         info!(network = ?id, fresh, "network up");
-        self.tell_candidates_again().await;
+        self.hide_overlays().await;
+        self.tell_host_candidates().await;
         Ok(id)
     }
 
-    async fn tell_candidates_again(&mut self) {
-        // A new TAP is not a way in; the list is cheap to make anew.
-        if let Ok(addresses) = self.netlink.host_addresses(&self.own_interfaces()).await {
-            let port = self.plane.local_addr().port();
-            self.tell(Command::SetHostCandidates(
-                addresses.into_iter().map(|ip| (ip, port).into()).collect(),
-            ));
-        }
+    /// The overlay's own addresses are no way to reach the overlay: neither published nor dialed.
+    async fn hide_overlays(&self) {
+        let hidden = self.networks.values().flat_map(|member| {
+            let ula = self.me.address6(member.id);
+            [
+                (
+                    IpAddr::V4(member.subnet().base()),
+                    member.subnet().prefix_len(),
+                ),
+                (IpAddr::V6(ula), 64),
+            ]
+        });
+        self.swarm.set_hidden(hidden.collect()).await;
     }
 
     async fn check_subnet(&self, subnet: Subnet) -> Result<(), String> {

@@ -1,16 +1,52 @@
 //! The user's LAN behind this node: attached as a bridge in a LAN-served network, routed in an overlay-served one.
 
-use super::{actor::Node, calls::refuse, membership::LanPort};
-use crate::{api::Answer, lan::LanError, mdns::MdnsResponder};
+use super::{actor::Node, calls::refuse, membership::LanPort, unix_now};
+use crate::{api::Answer, host::Route, lan::LanError, mdns::MdnsResponder};
+use dht::{membership::Roles, record::LanRecord};
 use overlay_types::{
-    DhcpMode, Name, NetworkId, PortKind,
+    DhcpMode, Name, NetworkId, PortKind, Subnet,
     api::{ApiError, LanStatus},
+};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
 };
 use tracing::warn;
 use tunnel::io::Tap;
 
 /// Largest IP packet inside every network.
 const INNER_MTU: u16 = 1500;
+
+/// A route that an administrator made (rtnetlink(7), RTPROT_STATIC).
+const STATIC: u8 = 4;
+
+/// The router's Ethernet address, asked for if the kernel does not have it yet: it tells two LANs of one address range apart.
+async fn neighbour_mac(router: Ipv4Addr) -> Option<[u8; 6]> {
+    for _ in 0..10 {
+        let table = tokio::fs::read_to_string("/proc/net/arp").await.ok()?;
+        let line = table
+            .lines()
+            .find(|line| line.split_whitespace().next() == Some(&router.to_string()));
+        let mac = line.and_then(|line| {
+            line.split_whitespace()
+                .nth(3)?
+                .parse::<overlay_types::MacAddr>()
+                .ok()
+        });
+        if let Some(mac) = mac.filter(|mac| mac.is_station()) {
+            return Some(mac.0);
+        }
+        // Any datagram makes the kernel ask; port 9 discards it (RFC 863).
+        let socket = tokio::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+            .await
+            .ok()?;
+        let _unreachable = socket.send_to(&[], (router, 9)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    None
+}
 
 fn failed(error: impl std::fmt::Display) -> ApiError {
     ApiError {
@@ -35,11 +71,7 @@ impl Node {
                 lan.iface
             ));
         }
-        if !member
-            .membership
-            .roles
-            .contains(dht::membership::Roles::GATEWAY)
-        {
+        if !member.membership.roles.contains(Roles::GATEWAY) {
             return refuse(
                 "this node may not bridge a LAN into the network: it lacks the role 'gateway'; ask the owner for an invite with it",
             );
@@ -71,9 +103,11 @@ impl Node {
                     bridge: String::new(),
                     bridge_made: false,
                     route_hint: Some(routed.route_hint),
+                    record: LanRecord::Routed(routed.lan),
                 }
             }
             DhcpMode::Lan | DhcpMode::Off => {
+                let segment = self.segment_of(id, iface).await?;
                 let port = self.new_port();
                 let tap_name = format!("fl{}-{}", port.0, &self.me.short()[..5]);
                 let tap = Tap::create(Some(&tap_name), None, INNER_MTU).map_err(failed)?;
@@ -98,17 +132,19 @@ impl Node {
                     bridge: attached.bridge,
                     bridge_made: attached.bridge_made,
                     route_hint: None,
+                    record: LanRecord::Bridged(segment),
                 }
             }
         };
         let me = self.me;
+        let speaks_from = self.lan_address(&lan.bridge).await;
         let Some(member) = self.networks.get_mut(&id) else {
             return Err(failed("the network was left"));
         };
         if lan.id.is_some() {
             member.mdns = Some(MdnsResponder::new(
                 me.host_mac(),
-                member.configured,
+                speaks_from.or(member.configured),
                 Some(me.address6(id)),
             ));
         }
@@ -116,6 +152,127 @@ impl Node {
         member.changed = true;
         member.publish_soon();
         Ok(())
+    }
+
+    /// This host's address on the LAN, from which it answers for names.
+    async fn lan_address(&self, bridge: &str) -> Option<Ipv4Addr> {
+        let link = self.netlink.find(bridge).await.ok().flatten()?;
+        let addresses = self.netlink.addresses(Some(link.index)).await.ok()?;
+        addresses.iter().find_map(|found| match found.address {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// What every gateway of the segment behind `iface` can tell of it: its subnet and its router. Refuses a segment that
+    /// another node bridges already, as two bridges make a loop.
+    async fn segment_of(&self, id: NetworkId, iface: &str) -> Result<[u8; 16], ApiError> {
+        let Some(link) = self.netlink.find(iface).await.map_err(failed)? else {
+            return Err(failed(LanError::NoSuchInterface(iface.into())));
+        };
+        let (index, mut digest) = (link.controller.unwrap_or(link.index), Sha256::new());
+        digest.update(id.0);
+        for found in self.netlink.addresses(Some(index)).await.map_err(failed)? {
+            if let IpAddr::V4(address) = found.address {
+                let mask = u32::MAX
+                    .checked_shl(32 - u32::from(found.prefix_len))
+                    .unwrap_or(0);
+                digest.update((u32::from(address) & mask).to_be_bytes());
+            }
+        }
+        for route in self.netlink.routes().await.map_err(failed)? {
+            if let (Some(IpAddr::V4(router)), true) = (route.gateway, route.index == index) {
+                digest.update(router.octets());
+                digest.update(neighbour_mac(router).await.unwrap_or_default());
+            }
+        }
+        let digest: [u8; 32] = digest.finalize().into();
+        let mut segment = [0; 16];
+        segment.copy_from_slice(&digest[..16]);
+        let Some(member) = self.networks.get(&id) else {
+            return Err(failed("the network was left"));
+        };
+        let other = member
+            .directory
+            .peers()
+            .find(|record| record.lan == Some(LanRecord::Bridged(segment)));
+        match other {
+            None => Ok(segment),
+            Some(record) => Err(failed(format!(
+                "{} bridges this LAN into the network '{}' already, and a second bridge would make a loop; use that one, or run `farlan lan detach` there first",
+                record.membership.name,
+                member.name()
+            ))),
+        }
+    }
+
+    /// Routes to the LANs behind other gateways, for this host and its guests.
+    pub(super) async fn follow_lan_routes(&mut self, id: NetworkId) {
+        let Some(member) = self.networks.get(&id) else {
+            return;
+        };
+        if !member.is_ready() {
+            return;
+        }
+        let unix = unix_now();
+        let routed = member
+            .directory
+            .peers()
+            .filter_map(|record| match record.lan {
+                Some(LanRecord::Routed(subnet))
+                    if record.membership.roles.contains(Roles::GATEWAY) =>
+                {
+                    Some((subnet, member.directory.address_of(record.peer, unix)?))
+                }
+                _ => None,
+            });
+        let wanted: BTreeMap<_, _> = routed.collect();
+        let (have, index) = (member.lan_routes.clone(), member.tap_index);
+        if wanted == have {
+            return;
+        }
+        let route = |subnet: Subnet, via: Ipv4Addr| Route {
+            destination: IpAddr::V4(subnet.base()),
+            prefix_len: subnet.prefix_len(),
+            gateway: Some(IpAddr::V4(via)),
+            index,
+            metric: None,
+            source: None,
+            protocol: STATIC,
+        };
+        let mut routes = BTreeMap::new();
+        for (subnet, via) in have
+            .iter()
+            .filter(|(subnet, via)| wanted.get(subnet) != Some(via))
+        {
+            if let Err(error) = self.netlink.remove_route(&route(*subnet, *via)).await {
+                warn!(%error, %subnet, "the route to a LAN stays");
+            }
+        }
+        let own = BTreeSet::from([member.tap.clone()]);
+        for (subnet, via) in wanted {
+            if have.get(&subnet) != Some(&via) {
+                match self.netlink.overlapping(subnet, &own).await {
+                    Ok(None) => {}
+                    Ok(Some((interface, theirs))) => {
+                        warn!(%subnet, interface, theirs, "no route to a gateway's LAN: this host has a network of that address range itself");
+                        continue;
+                    }
+                    Err(error) => {
+                        warn!(%error, "cannot tell whether a LAN's subnet is in use here")
+                    }
+                }
+                if let Err(error) = self.netlink.add_route(&route(subnet, via)).await {
+                    warn!(%error, %subnet, "no route to a gateway's LAN");
+                    continue;
+                }
+            }
+            routes.insert(subnet, via);
+        }
+        if let Some(member) = self.networks.get_mut(&id) {
+            member.lan_routes = routes;
+        }
+        self.configure_dhcp(id);
     }
 
     /// `farlan lan detach`.

@@ -7,7 +7,10 @@ use super::{
     registrar::ReplyTo,
     unix_now,
 };
-use crate::dns::DnsServer;
+use crate::{
+    dhcp::{DhcpConfig, Route},
+    dns::DnsServer,
+};
 use dht::{
     lease::{
         HolderEvent, LeaseCert, LeaseHolder, Refusal, Reply, Subject, Transaction, holder::Want,
@@ -176,10 +179,7 @@ impl Node {
                 warn!(%error, "cannot remove the former address");
             }
         }
-        let (subnet, document) = (
-            member.subnet(),
-            member.directory.network().document().clone(),
-        );
+        let subnet = member.subnet();
         if let Err(error) = self
             .netlink
             .add_address(member.tap_index, IpAddr::V4(address), subnet.prefix_len())
@@ -190,13 +190,6 @@ impl Node {
         }
         member.configured = Some(address);
         member.problem = None;
-        member.dhcp.set_config(dhcp_config(
-            &document.zone,
-            subnet,
-            address,
-            me.host_mac(),
-            document.lease_seconds,
-        ));
         let listen = [
             (IpAddr::V4(address), 53).into(),
             (IpAddr::V6(me.address6(id)), 53).into(),
@@ -205,6 +198,10 @@ impl Node {
             Ok(dns) => member.dns = Some(dns),
             Err(error) => warn!(%error, "names are not served"),
         }
+        self.configure_dhcp(id);
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
         info!(network = ?id, %address, tap = member.tap, "ready");
         let waiting = std::mem::take(&mut member.waiting);
         let Some(member) = self.networks.get(&id) else {
@@ -213,6 +210,33 @@ impl Node {
         for reply in waiting {
             answer(reply, Ok(self.network_status(member)));
         }
+    }
+
+    /// What guests are told when they ask for an address.
+    pub(super) fn configure_dhcp(&mut self, id: NetworkId) {
+        let mac = self.me.host_mac();
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        let Some(address) = member.configured else {
+            return;
+        };
+        let document = member.directory.network().document();
+        let config = dhcp_config(
+            &document.zone,
+            document.subnet,
+            address,
+            mac,
+            document.lease_seconds,
+        );
+        let routes = member.lan_routes.iter();
+        let routes = routes
+            .map(|(subnet, via)| Route {
+                destination: *subnet,
+                via: *via,
+            })
+            .collect();
+        member.dhcp.set_config(DhcpConfig { routes, ..config });
     }
 
     async fn unconfigure_address(&mut self, id: NetworkId) {

@@ -13,7 +13,7 @@ use dht::{
     lease::{LeaseCert, LeaseHolder, Subject},
     membership::MembershipCert,
     network::{Genesis, NetworkSecret, SignedDocument},
-    record::{ControlPoint, NodeRecord},
+    record::{ControlPoint, LanRecord, NodeRecord},
     signed::Signed,
 };
 use overlay_types::{
@@ -77,6 +77,8 @@ pub(super) struct LanPort {
     pub(super) bridge: String,
     pub(super) bridge_made: bool,
     pub(super) route_hint: Option<String>,
+    /// What other nodes are told of it.
+    pub(super) record: LanRecord,
 }
 
 /// This node in one network.
@@ -106,6 +108,8 @@ pub(super) struct Member {
     pub(super) snooped_names: BTreeMap<MacAddr, Name>,
     pub(super) ports: Vec<GuestPort>,
     pub(super) lan: Option<LanPort>,
+    /// LANs behind other gateways, and through whom.
+    pub(super) lan_routes: BTreeMap<Subnet, Ipv4Addr>,
     /// Answers the LAN's questions for names of the network.
     pub(super) mdns: Option<MdnsResponder>,
     /// Somebody's address, name or way in changed: bindings and names must be told anew.

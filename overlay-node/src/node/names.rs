@@ -3,7 +3,7 @@
 
 use super::{actor::Node, membership::Member, unix_now};
 use crate::dns::Names;
-use overlay_types::{Binding, Location, Name, NetworkId, PeerId};
+use overlay_types::{Binding, DhcpMode, Location, Name, NetworkId, PeerId};
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -26,6 +26,9 @@ impl Node {
             member.subnet(),
             member.order == 0,
         );
+        if member.dhcp_mode() == DhcpMode::Lan {
+            names = names.lan_served();
+        }
         for (name, addresses) in &all {
             for address in addresses {
                 names.insert(name.clone(), *address);

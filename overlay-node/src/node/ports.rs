@@ -263,8 +263,6 @@ impl Node {
             member
                 .dhcp
                 .handle_frame(port, frame, Instant::now(), unix_now());
-        } else if let Some(mdns) = &mut member.mdns {
-            mdns.handle_frame(frame, Instant::now());
         }
     }
 
@@ -390,12 +388,15 @@ impl Node {
         }
     }
 
-    /// DHCP between a guest and the LAN's server passed by.
+    /// DHCP between a guest and the LAN's server passed by, or multicast DNS.
     pub(super) fn handle_snooped(&mut self, id: NetworkId, from: Location, frame: &[u8]) {
-        let Some(snooped) = snoop::read(frame) else {
+        let Some(member) = self.networks.get_mut(&id) else {
             return;
         };
-        let Some(member) = self.networks.get_mut(&id) else {
+        let Some(snooped) = snoop::read(frame) else {
+            if let Some(mdns) = &mut member.mdns {
+                mdns.handle_frame(frame, Instant::now());
+            }
             return;
         };
         match snooped {

@@ -170,6 +170,7 @@ impl Node {
                 self.nat.mapping.as_str().into(),
                 self.nat.filtering.as_str().into(),
             ),
+            lan: member.lan.as_ref().map(|lan| lan.record),
         };
         loop {
             match Verified::sign(record.clone(), &self.identity) {
@@ -394,6 +395,7 @@ impl Node {
             self.tell(command);
         }
         self.spread_names(id).await;
+        self.follow_lan_routes(id).await;
     }
 
     /// What was known of the peers before a restart; their word still holds if it has not expired.

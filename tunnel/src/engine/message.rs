@@ -186,7 +186,8 @@ pub enum Event {
         /// The whole frame.
         frame: Vec<u8>,
     },
-    /// A copy of a DHCP frame that was passed on (`lan` mode): requests tell names, ACKs tell bindings.
+    /// A copy of a frame that was passed on: DHCP in `lan` mode (requests tell names, ACKs tell bindings), multicast DNS where
+    /// a LAN is attached.
     Snooped {
         /// In which network.
         network: NetworkId,

@@ -51,6 +51,8 @@ pub enum Content {
     DhcpToServer(IpAddr),
     /// A DHCP server speaks to a client (v4 or v6), from this source.
     DhcpToClient(IpAddr),
+    /// Multicast DNS (RFC 6762), from this source.
+    Mdns(IpAddr),
     /// Any other IP packet, from this source.
     Ip(IpAddr),
     /// Anything else, VLAN-tagged frames included: their addresses are not this network's.
@@ -84,9 +86,10 @@ impl Facts {
             Content::RouterSolicitation(source) | Content::RouterAdvertisement(source) => {
                 source.into()
             }
-            Content::DhcpToServer(source) | Content::DhcpToClient(source) | Content::Ip(source) => {
-                source
-            }
+            Content::DhcpToServer(source)
+            | Content::DhcpToClient(source)
+            | Content::Mdns(source)
+            | Content::Ip(source) => source,
         };
         (!ip.is_unspecified()).then_some(ip)
     }
@@ -125,6 +128,7 @@ fn ipv4(packet: &[u8]) -> Option<Content> {
         return Some(match u16_at(packet, header_bytes + 2)? {
             67 => Content::DhcpToServer(source),
             68 => Content::DhcpToClient(source),
+            5353 => Content::Mdns(source),
             _ => Content::Ip(source),
         });
     }
@@ -160,6 +164,7 @@ fn ipv6(packet: &[u8]) -> Option<Content> {
                 return Some(match u16_at(packet, at + 2)? {
                     547 => Content::DhcpToServer(source.into()),
                     546 => Content::DhcpToClient(source.into()),
+                    5353 => Content::Mdns(source.into()),
                     _ => Content::Ip(source.into()),
                 });
             }

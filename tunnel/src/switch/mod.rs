@@ -16,7 +16,7 @@ use crate::{
 use answer::Answer;
 use dhcp::Classified;
 use facts::{Content, Facts};
-use overlay_types::{DhcpMode, MacAddr};
+use overlay_types::{DhcpMode, MacAddr, PortKind};
 use port_rules::Refusal;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -106,12 +106,19 @@ pub fn judge(view: &NetworkView, from: Source, frame: &[u8]) -> Judged {
     judged.verdict = match dhcp::classify(view, from, &facts.content) {
         Classified::End(verdict) => verdict,
         classified => {
-            judged.snoop = classified == Classified::Snoop;
+            judged.snoop = classified == Classified::Snoop || is_for_gateway(view, &facts);
             judged.taken = taken(view, from, &facts.content);
             question(view, from, &facts).unwrap_or_else(|| forward(view, from, facts.dst))
         }
     };
     judged
+}
+
+/// Names asked for and told: a node with a LAN behind it answers there for stations elsewhere, and must hear who else does.
+fn is_for_gateway(view: &NetworkView, facts: &Facts) -> bool {
+    matches!(facts.content, Content::Mdns(_))
+        && facts.dst.is_group()
+        && view.ports.iter().any(|port| port.kind == PortKind::Lan)
 }
 
 fn note_station(view: &NetworkView, from: Source, mac: MacAddr, judged: &mut Judged) {

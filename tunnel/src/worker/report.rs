@@ -94,7 +94,7 @@ pub enum Report {
         /// All of it.
         frame: Vec<u8>,
     },
-    /// A copy of a DHCP frame that was passed on.
+    /// A copy of a DHCP or multicast DNS frame that was passed on.
     Snooped {
         /// In which network.
         network: NetworkId,
