@@ -169,9 +169,11 @@ pub(super) fn download(world: &World<'_>, gateway: &Node, checksum: &str) -> Res
     };
     let before = received()?;
     let began = Instant::now();
-    let script = "set -o pipefail 2>/dev/null || :; curl --silent --show-error --fail --retry 5 --retry-connrefused \
+    let script = "set -o pipefail; curl --silent --show-error --fail --retry 5 --retry-connrefused \
                   http://vm-8-1.local/blob | sha256sum";
-    let said = world.pc.run_for(DOWNLOAD_TIMEOUT, &["sh", "-c", script])?;
+    let said = world
+        .pc
+        .run_for(DOWNLOAD_TIMEOUT, &["bash", "-c", script])?;
     let took = began.elapsed();
     let arrived = said.split_whitespace().next().unwrap_or_default();
     if arrived != checksum {

@@ -5,7 +5,7 @@ use crate::lab::{Capture, CapturedFrame, INTERNET_BRIDGE, Lab};
 use anyhow::{Result, bail};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{SocketAddrV4},
+    net::SocketAddrV4,
 };
 
 /// Selects all but what carries the type of a Farlan datagram (0x80 to 0xBF, docs/wire-format.md): a download
@@ -139,9 +139,10 @@ fn classify(frame: &CapturedFrame) -> Option<Kind> {
         }
         _ => {}
     }
-    let (source, destination) = frame.addresses()?;
-    // Addresses of sites and overlays have no business out here.
-    if source.is_private() || destination.is_private() {
+    let (source, _) = frame.addresses()?;
+    // Addresses of sites and overlays have no business out here. A node does try its peer's own addresses, which a router that
+    // knows no better sends here; what it tries them with is judged like all else.
+    if source.is_private() {
         return None;
     }
     match frame.protocol()? {

@@ -366,7 +366,7 @@ impl Node {
 fn path_status(addr: PathAddr, rtt: Duration, mtu: u16) -> PathStatus {
     PathStatus {
         kind: addr.kind(),
-        remote: addr.to_string(),
+        remote: addr.socket_addr().to_string(),
         rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
         mtu,
     }
