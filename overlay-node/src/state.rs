@@ -15,6 +15,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, TcpListener, UdpSocket},
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use zeroize::Zeroizing;
 
@@ -110,12 +111,12 @@ impl<T, E: Into<io::Error>> At<T> for Result<T, E> {
     }
 }
 
-/// The state directory, held by this process until dropped.
-#[derive(Debug)]
+/// The state directory, held by this process until the last clone is dropped.
+#[derive(Clone, Debug)]
 pub struct State {
     dir: Dir,
     /// Holds the lock: `flock` on the directory itself.
-    _lock: File,
+    _lock: Arc<File>,
     /// Directories that this start made, innermost first; removed again when it fails before anything is kept in them.
     made: Vec<PathBuf>,
 }
@@ -131,7 +132,7 @@ impl State {
             .inspect_err(|_| unmake(&made))
             .map(|(dir, lock)| Self {
                 dir,
-                _lock: lock,
+                _lock: Arc::new(lock),
                 made,
             })
     }
@@ -243,9 +244,28 @@ impl State {
         let path = self.network_path(id);
         match fs::remove_dir_all(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other
-                .at(&path)
-                .and_then(|()| sync_dir(&self.dir.path.join(NETWORKS))),
+            other => {
+                other.at(&path)?;
+                let networks = self.dir.path.join(NETWORKS);
+                let _others = fs::remove_dir(&networks); // the last one takes the folder along
+                sync_dir(if networks.exists() {
+                    &networks
+                } else {
+                    &self.dir.path
+                })
+            }
+        }
+    }
+
+    /// Removes what a start that failed has put beside the identity. Where networks are kept it removes nothing.
+    ///
+    /// # Errors
+    /// [`StateError`] when something stays.
+    pub fn abandon(&self) -> Result<(), StateError> {
+        if self.networks()?.is_empty() {
+            self.dir.remove(PORTS)
+        } else {
+            Ok(())
         }
     }
 
@@ -570,6 +590,22 @@ mod tests {
 
         assert!(!tmp.path().join(".identity.aB3xYz").exists());
         assert!(tmp.path().join(".profile").exists());
+    }
+
+    #[test]
+    fn a_start_that_failed_leaves_the_identity_and_no_more_unless_there_are_networks() {
+        let tmp = tempfile::tempdir().unwrap();
+        let state = State::open(tmp.path()).unwrap();
+        state.identity(secret).unwrap();
+        state.port("data", 0).unwrap();
+        let id = NetworkId([3; 32]);
+        state.network(id).unwrap().save("lease", &7_u32).unwrap();
+
+        state.abandon().unwrap();
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 3);
+        state.remove_network(id).unwrap();
+        state.abandon().unwrap();
+        assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -3,10 +3,35 @@
 use crate::overlay::{FARLAN, eventually, fabric, founder, host_behind, lab, member, ping};
 use cli::demo::Node;
 use cli::lab::{Machine, Nat};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-/// Runs `farlan` where it has to fail, and checks the manner: status 1, one line that says `needle`.
-fn refused(machine: &Machine, arguments: &[&str], needle: &str) -> String {
+/// Everything that a node could leave on a machine: files, interfaces, addresses, names and settings.
+fn traces(machine: &Machine) -> BTreeSet<String> {
+    let listing = machine
+        .sh(
+            "find /etc /run /var/lib /tmp /root -path /run/lab -prune -o -print
+             ls /sys/class/net | sed 's/^/interface /'
+             ip -o addr show scope global | sed 's/^[0-9]*: /address /; s/valid_lft.*//'
+             ip route show table all | sed '/ fe80/d; s/^/route /'
+             sed 's/^/hosts: /' /etc/hosts
+             sed 's/^/resolver: /' /etc/resolv.conf
+             sed 's/^/forwarding /' /proc/sys/net/ipv4/ip_forward
+             for p in /proc/[0-9]*; do
+                 ! [ \"$(cat $p/comm 2>/dev/null)\" = farlan ] || echo process ${p#/proc/}
+             done",
+        )
+        .unwrap();
+    listing.lines().map(|line| line.trim().to_owned()).collect()
+}
+
+/// What a start that failed may leave: a complete identity, in its directory.
+const IDENTITY_ONLY: [&str; 2] = ["/var/lib/farlan", "/var/lib/farlan/identity"];
+
+/// Runs `farlan` where it has to fail, and checks the manner: status 1, one line that says `needle`, and nothing left
+/// behind but what `may_stay`.
+fn refused(machine: &Machine, arguments: &[&str], needle: &str, may_stay: &[&str]) {
+    let before = traces(machine);
     let mut argv = vec![FARLAN];
     argv.extend(arguments);
     let output = machine.try_run_for(Duration::from_secs(50), &argv).unwrap();
@@ -28,15 +53,22 @@ fn refused(machine: &Machine, arguments: &[&str], needle: &str) -> String {
         "{:?} does not mention {needle:?}",
         errors[0]
     );
-    errors[0].to_owned()
-}
 
-/// The files of a state directory.
-fn files(machine: &Machine, state: &str) -> Vec<String> {
-    let listing = machine
-        .sh(&format!("[ ! -e {state} ] || find {state} -type f"))
+    let after = traces(machine);
+    let left: Vec<_> = after
+        .difference(&before)
+        .filter(|trace| !may_stay.contains(&trace.as_str()))
+        .collect();
+    assert_eq!(left, Vec::<&String>::new(), "left behind");
+    let gone: Vec<_> = before.difference(&after).collect();
+    assert_eq!(gone, Vec::<&String>::new(), "taken away");
+    let identity = machine
+        .sh("cat /var/lib/farlan/identity 2>/dev/null | wc -c")
         .unwrap();
-    listing.lines().map(str::to_owned).collect()
+    assert!(
+        ["0", "32"].contains(&identity.trim()),
+        "half an identity: {identity} bytes"
+    );
 }
 
 #[test]
@@ -141,13 +173,30 @@ fn a_node_in_two_networks_keeps_them_apart() {
 #[test]
 fn a_wrong_invite_is_refused_in_one_line() {
     let lab = lab("wrong");
+    let (_fabric, bootstrap) = fabric(&lab);
+    let first = founder(&lab.public_host("first").unwrap(), &bootstrap, "lab", &[]);
+    let good = first.invite("lab").unwrap();
     let host = lab.public_host("host").unwrap();
 
-    refused(&host, &["up", "--invite", "this-is-no-invite"], "invite");
-
-    assert!(
-        files(&host, "/var/lib/farlan").len() <= 1,
-        "at most the identity is left"
+    refused(
+        &host,
+        &["up", "--invite", "this-is-no-invite"],
+        "invite",
+        &[],
+    );
+    let cut = &good[..good.len() - 7];
+    refused(&host, &["up", "--invite", cut], "invite", &[]);
+    // Made for another network, whose registrars are of course not to be found.
+    let other = {
+        let (_fabric, bootstrap) = crate::overlay::fabric_named(&lab, "elsewhere");
+        let alone = founder(&lab.public_host("alone").unwrap(), &bootstrap, "lab", &[]);
+        alone.invite("lab").unwrap()
+    };
+    refused(
+        &host,
+        &["up", "--invite", &other],
+        "cannot join",
+        &IDENTITY_ONLY,
     );
 }
 
@@ -165,11 +214,11 @@ fn an_expired_invite_is_refused_in_one_line() {
     std::thread::sleep(Duration::from_millis(2500));
     let late = lab.public_host("late").unwrap();
 
-    refused(&late, &["up", "--invite", &token], "expired");
-
-    assert!(
-        files(&late, "/var/lib/farlan").len() <= 1,
-        "at most the identity is left"
+    refused(
+        &late,
+        &["up", "--invite", &token],
+        "expired",
+        &IDENTITY_ONLY,
     );
 }
 
@@ -186,25 +235,30 @@ fn an_invite_for_one_admits_one() {
         &lab.public_host("third").unwrap(),
         &["up", "--invite", &invite],
         "invite",
+        &IDENTITY_ONLY,
     );
 }
 
 #[test]
 fn an_unreachable_bootstrap_is_told_in_one_line() {
     let lab = lab("unreachable");
-    let invite = {
+    let (invite, bootstrap) = {
         let (_fabric, bootstrap) = fabric(&lab);
         let first = founder(&lab.public_host("first").unwrap(), &bootstrap, "lab", &[]);
-        first.invite("lab").unwrap()
+        (first.invite("lab").unwrap(), bootstrap)
     };
     let late = lab.public_host("late").unwrap();
 
-    refused(&late, &["up", "--invite", &invite], "reach");
+    refused(&late, &["up", "--invite", &invite], "reach", &IDENTITY_ONLY);
 
-    assert!(
-        files(&late, "/var/lib/farlan").len() <= 1,
-        "at most the identity is left"
+    let node = Node::up(&late, FARLAN).unwrap();
+    refused(
+        &late,
+        &["network", "create", "lab", "--bootstrap", &bootstrap],
+        "reach",
+        &[],
     );
+    assert!(node.network("lab").is_err());
 }
 
 #[test]
@@ -213,54 +267,65 @@ fn a_second_node_on_the_same_state_directory_is_refused() {
     let host = lab.public_host("host").unwrap();
     let node = Node::up(&host, FARLAN).unwrap();
 
-    refused(&host, &["up"], "state directory");
+    refused(&host, &["up"], "state directory", &[]);
 
     assert!(node.status().is_ok(), "the first node is not disturbed");
 }
 
 #[test]
-fn a_subnet_that_overlaps_a_local_one_is_refused() {
+fn a_subnet_that_overlaps_a_local_one_is_refused_by_the_owner_s_node() {
     let lab = lab("overlap");
     let (_fabric, bootstrap) = fabric(&lab);
     let host = host_behind(&lab, Nat::PortRestricted, "a");
     let node = Node::up(&host, FARLAN).unwrap();
 
-    refused(
-        &host,
-        &[
-            "network",
-            "create",
-            "lab",
-            "--subnet",
-            "192.168.0.0/16",
-            "--bootstrap",
-            &bootstrap,
-        ],
-        "overlap",
-    );
+    let create = ["network", "create", "lab", "--subnet", "192.168.0.0/16"];
+    let arguments = [&create[..], &["--bootstrap", &bootstrap]].concat();
+    refused(&host, &arguments, "overlap", &[]);
 
     assert!(node.network("lab").is_err());
 }
 
 #[test]
-fn a_tap_that_cannot_be_made_is_told_in_one_line() {
+fn a_subnet_that_overlaps_a_local_one_is_refused_by_a_newcomer() {
+    let lab = lab("overlap-join");
+    let (_fabric, bootstrap) = fabric(&lab);
+    let subnet = ["--subnet", "192.168.0.0/16"];
+    let public = lab.public_host("first").unwrap();
+    let first = founder(&public, &bootstrap, "lab", &subnet);
+    let host = host_behind(&lab, Nat::PortRestricted, "a");
+
+    let invite = first.invite("lab").unwrap();
+    refused(
+        &host,
+        &["up", "--invite", &invite],
+        "overlap",
+        &IDENTITY_ONLY,
+    );
+}
+
+#[test]
+fn a_tap_that_cannot_be_made_is_told_in_one_line_and_the_invite_is_still_good() {
     let lab = lab("tap");
     let (_fabric, bootstrap) = fabric(&lab);
     let first = founder(&lab.public_host("first").unwrap(), &bootstrap, "lab", &[]);
     let host = lab.public_host("host").unwrap();
+    let invite = first.invite("lab").unwrap();
     host.sh("mkdir -p /run/nothing; mount --bind /run/nothing /dev/net")
         .unwrap();
 
     refused(
         &host,
-        &["up", "--invite", &first.invite("lab").unwrap()],
+        &["up", "--invite", &invite],
         "/dev/net/tun",
+        &IDENTITY_ONLY,
     );
+    host.sh("umount /dev/net").unwrap();
+    host.ip(&["link add taken type bridge"]).unwrap();
+    let arguments = ["up", "--invite", &invite, "--tap", "taken"];
+    refused(&host, &arguments, "'taken' is in use", &IDENTITY_ONLY);
 
-    assert!(
-        files(&host, "/var/lib/farlan").len() <= 1,
-        "at most the identity is left"
-    );
+    Node::up_with_invite(&host, FARLAN, &invite).unwrap();
 }
 
 #[test]
@@ -270,7 +335,5 @@ fn a_full_disk_at_first_start_is_told_in_one_line_and_leaves_no_half_identity() 
     host.sh("mkdir /root/small; mount -t tmpfs -o size=4k,nr_inodes=64 small /root/small; head -c 4096 /dev/zero > /root/small/fill")
         .unwrap();
 
-    refused(&host, &["up", "--state", "/root/small/state"], "space");
-
-    assert_eq!(files(&host, "/root/small/state"), Vec::<String>::new());
+    refused(&host, &["up", "--state", "/root/small/state"], "space", &[]);
 }

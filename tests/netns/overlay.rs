@@ -40,7 +40,12 @@ pub(crate) fn lab(name: &str) -> Lab {
 
 /// A fabric node on a public host of its own, with the address to bootstrap from.
 pub(crate) fn fabric(lab: &Lab) -> (Node, String) {
-    let host = lab.public_host("fabric").unwrap();
+    fabric_named(lab, "fabric")
+}
+
+/// Another fabric than the usual one.
+pub(crate) fn fabric_named(lab: &Lab, name: &str) -> (Node, String) {
+    let host = lab.public_host(name).unwrap();
     Node::fabric(&host, FARLAN, &format!("{}:{FABRIC_PORT}", host.address())).unwrap()
 }
 

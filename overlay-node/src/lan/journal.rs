@@ -63,9 +63,13 @@ impl Journal {
             path: folder.to_owned(),
             source,
         };
-        fs::create_dir_all(folder).map_err(cannot)?;
         let mut left = BTreeMap::new();
-        for file in fs::read_dir(folder).map_err(cannot)? {
+        let entries = match fs::read_dir(folder) {
+            // Made when the first interface is attached.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            entries => Some(entries.map_err(cannot)?),
+        };
+        for file in entries.into_iter().flatten() {
             let path = file.map_err(cannot)?.path();
             // What is no entry is not ours to judge; each is written whole or not at all.
             let Some(entry) = fs::read(&path)
@@ -103,6 +107,7 @@ impl Journal {
         let path = self.path(&entry.iface);
         let bytes = serde_json::to_vec_pretty(entry).map_err(io::Error::other);
         let written = bytes.and_then(|bytes| {
+            fs::create_dir_all(&self.folder)?;
             let mut file = atomic_write_file::AtomicWriteFile::open(&path)?;
             file.write_all(&bytes)?;
             file.commit()

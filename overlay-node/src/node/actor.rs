@@ -26,7 +26,7 @@ use dht::{
 };
 use overlay_types::{
     Candidate, Name, NetworkId, PeerId, PortId,
-    api::{NetworkStatus, Pong, Status},
+    api::{CreateNetwork, NetworkStatus, Pong, Status},
 };
 use rand_chacha::ChaCha20Rng;
 use std::{
@@ -57,6 +57,12 @@ pub(super) enum Done {
     Joined {
         asked: JoinAsked,
         outcome: Result<Box<Joined>, String>,
+    },
+    /// The fabric that a new network shall live on was reached, or was not.
+    FabricReached {
+        request: Box<CreateNetwork>,
+        reply: oneshot::Sender<crate::api::Answer<NetworkStatus>>,
+        outcome: Result<(), String>,
     },
     /// A registrar answered a holder's transaction; `None`: none could be asked.
     Lease {
@@ -371,6 +377,11 @@ impl Node {
     async fn handle_done(&mut self, done: Done) {
         match done {
             Done::Joined { asked, outcome } => self.handle_joined(asked, outcome).await,
+            Done::FabricReached {
+                request,
+                reply,
+                outcome,
+            } => self.handle_fabric_reached(*request, reply, outcome).await,
             Done::Lease {
                 network,
                 holder,

@@ -27,7 +27,7 @@ use dht::{
     swarm::{BootstrapState, SwarmHandle},
 };
 use overlay_types::{
-    Name, NetworkId, PeerId, PortKind, Subnet,
+    MacAddr, Name, NetworkId, PeerId, PortKind, Subnet,
     api::{ApiError, CreateNetwork, JoinNetwork, NetworkStatus},
 };
 use std::{
@@ -38,7 +38,11 @@ use std::{
 };
 use tokio::sync::oneshot;
 use tracing::{info, warn};
-use tunnel::{engine::Command, io::Tap, session::LocalKeys};
+use tunnel::{
+    engine::Command,
+    io::{Tap, TapError},
+    session::LocalKeys,
+};
 
 /// Largest IP packet inside every network.
 const INNER_MTU: u16 = 1500;
@@ -76,7 +80,17 @@ impl Node {
             bootstrap: invite.bootstrap.clone(),
             answer: Answerer::Up,
         };
-        self.begin_join(invite, asked);
+        match self.check_tap(asked.tap.as_deref()) {
+            Ok(()) => self.begin_join(invite, asked),
+            Err(reason) => self.fail(NodeError::Join(reason)),
+        }
+    }
+
+    /// Whether a TAP can be made: found out before an invite is used up.
+    fn check_tap(&self, wanted: Option<&str>) -> Result<(), String> {
+        make_tap(wanted, self.next_order(), None)
+            .map(drop)
+            .map_err(|e| e.to_string())
     }
 
     /// `farlan network join`.
@@ -95,6 +109,9 @@ impl Node {
         if let Some(member) = self.networks.get(&invite.network) {
             let status = self.network_status(member);
             return answer(reply, Ok(status));
+        }
+        if let Err(reason) = self.check_tap(request.tap.as_deref()) {
+            return answer(reply, refuse(format!("cannot join: {reason}")));
         }
         let asked = JoinAsked {
             node_name: self.node_name(request.node_name),
@@ -157,7 +174,7 @@ impl Node {
             tap,
             order: self.next_order(),
         };
-        let id = self.add_member(membership, None).await?;
+        let id = self.add_new_member(membership).await?;
         let unix = unix_now();
         if let Some(member) = self.networks.get_mut(&id) {
             for cert in roster {
@@ -170,13 +187,49 @@ impl Node {
         Ok(id)
     }
 
-    /// `farlan network create`.
+    /// `farlan network create`. A fabric that was named has to answer first: nobody could be invited into the network else.
     pub(super) async fn create_network(
         &mut self,
         request: CreateNetwork,
         reply: oneshot::Sender<Answer<NetworkStatus>>,
     ) {
-        match self.create(request).await {
+        for address in &request.bootstrap {
+            match address.parse() {
+                Ok(parsed) => self.swarm.add_bootstrap(parsed).await,
+                Err(error) => {
+                    let why = format!(
+                        "'{address}' is not a bootstrap address ({error}); copy one that `farlan fabric` prints"
+                    );
+                    return answer(reply, refuse(why));
+                }
+            }
+        }
+        if request.bootstrap.is_empty() {
+            return self.handle_fabric_reached(request, reply, Ok(())).await;
+        }
+        let swarm = self.swarm.clone();
+        self.job(async move {
+            let outcome = reach_fabric(&swarm).await;
+            Done::FabricReached {
+                request: Box::new(request),
+                reply,
+                outcome,
+            }
+        });
+    }
+
+    /// The network can be made, or there is no fabric for it.
+    pub(super) async fn handle_fabric_reached(
+        &mut self,
+        request: CreateNetwork,
+        reply: oneshot::Sender<Answer<NetworkStatus>>,
+        outcome: Result<(), String>,
+    ) {
+        let created = match outcome {
+            Ok(()) => self.create(request).await,
+            Err(reason) => Err(reason),
+        };
+        match created {
             Ok(id) => self.wait_until_ready(id, reply),
             Err(reason) => answer(reply, refuse(reason)),
         }
@@ -199,18 +252,17 @@ impl Node {
                 .parse::<Subnet>()
                 .map_err(|e| e.to_string())?,
         };
-        for address in &request.bootstrap {
-            let parsed = address.parse().map_err(|e| format!("'{address}' is not a bootstrap address ({e}); copy one that `farlan fabric` prints"))?;
-            self.swarm.add_bootstrap(parsed).await;
-        }
         let mut bootstrap = request.bootstrap;
         bootstrap.extend(self.config.bootstrap.iter().map(ToString::to_string));
         bootstrap.sort();
         bootstrap.dedup();
         let genesis = Genesis::new(&mut self.rng, request.name, subnet, request.dhcp, self.me);
         let network = Network::new(genesis).map_err(|e| e.to_string())?;
+        self.check_subnet(subnet).await?;
         let node_name = self.node_name(request.node_name);
-        let certificate = self.admit_myself(&network, node_name)?;
+        let certificate = self
+            .admit_myself(&network, node_name)
+            .inspect_err(|_| self.forget(network.id()))?;
         let membership = Membership {
             network,
             secret: NetworkSecret::generate(&mut self.rng),
@@ -221,17 +273,26 @@ impl Node {
             tap: request.tap,
             order: self.next_order(),
         };
+        let id = self.add_new_member(membership).await?;
+        self.keep(id);
+        Ok(id)
+    }
+
+    /// As [`Self::add_member`] for a network that was not there before.
+    async fn add_new_member(&mut self, membership: Membership) -> Result<NetworkId, String> {
         let id = membership.network.id();
         let added = self.add_member(membership, None).await;
         if added.is_err() {
-            // Nothing of a network that never was stays behind.
-            if let Err(error) = self.state.remove_network(id) {
-                warn!(%error, "cannot remove what was begun");
-            }
+            self.forget(id);
         }
-        added?;
-        self.keep(id);
-        Ok(id)
+        added
+    }
+
+    /// Nothing of a network that never was stays behind.
+    fn forget(&self, id: NetworkId) {
+        if let Err(error) = self.state.remove_network(id) {
+            warn!(%error, "cannot remove what was begun");
+        }
     }
 
     /// The owner is admitted as everybody else is: by its registrars, of which it is the only one.
@@ -321,10 +382,7 @@ impl Node {
             None
         };
         let mac = self.me.host_mac();
-        let tap_name = tap_wanted
-            .clone()
-            .unwrap_or_else(|| format!("farlan{order}"));
-        let tap = Tap::create(Some(&tap_name), Some(mac), INNER_MTU).map_err(|e| e.to_string())?;
+        let tap = make_tap(tap_wanted.as_deref(), order, Some(mac)).map_err(|e| e.to_string())?;
         let (tap_name, tap_index) = (tap.name().to_owned(), tap.ifindex());
         let address6 = self.me.address6(id);
         let addressed = async {
@@ -545,12 +603,30 @@ impl Node {
     }
 }
 
+/// Names that are tried for a TAP before it is said that they are taken.
+const TAP_NAMES: u32 = 64;
+
+/// A network's TAP, of the name that was asked for; else `farlan0` for the first network, or the next name that no other
+/// node on this host has.
+fn make_tap(wanted: Option<&str>, order: u32, mac: Option<MacAddr>) -> Result<Tap, TapError> {
+    if let Some(name) = wanted {
+        return Tap::create(Some(name), mac, INNER_MTU);
+    }
+    let mut number = order;
+    loop {
+        match Tap::create(Some(&format!("farlan{number}")), mac, INNER_MTU) {
+            Err(TapError::NameTaken(_)) if number < order + TAP_NAMES => number += 1,
+            made => return made,
+        }
+    }
+}
+
 /// What the DHCP server tells guests.
 pub(super) fn dhcp_config(
     zone: &str,
     subnet: Subnet,
     server: Ipv4Addr,
-    mac: overlay_types::MacAddr,
+    mac: MacAddr,
     lease_seconds: u32,
 ) -> DhcpConfig {
     DhcpConfig {
@@ -705,6 +781,29 @@ fn check_admission(
     }
     Ok(Box::new(Joined { network, admission }))
 }
+
+/// Waits for a connection to anybody of the fabric.
+async fn reach_fabric(swarm: &SwarmHandle) -> Result<(), String> {
+    let give_up = Instant::now() + JOIN_WITHIN;
+    loop {
+        if let Some(reason) = unreachable(swarm).await {
+            return Err(reason);
+        }
+        match swarm.status().await {
+            Some(status) if !status.connected.is_empty() => return Ok(()),
+            _ if Instant::now() < give_up => tokio::time::sleep(FABRIC_ASKED_EVERY).await,
+            _ => {
+                return Err(
+                    "the fabric does not answer; check the network and that the fabric node runs"
+                        .into(),
+                );
+            }
+        }
+    }
+}
+
+/// How often it is looked whether the fabric is connected.
+const FABRIC_ASKED_EVERY: Duration = Duration::from_millis(20);
 
 /// How often a bootstrap must have failed before joining is given up.
 const BOOTSTRAP_TRIES: u32 = 2;

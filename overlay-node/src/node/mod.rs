@@ -96,6 +96,22 @@ pub async fn run(
         invite.check_expiry(unix_now())?;
     }
     let state = State::open(&config.state_dir)?;
+    let outcome = run_in(state.clone(), config, invite, ready).await;
+    if outcome.is_err()
+        && let Err(error) = state.abandon()
+    {
+        tracing::warn!(%error, "what the failed start wrote stays");
+    }
+    outcome
+}
+
+/// As [`run`], in a state directory that is ours.
+async fn run_in(
+    state: State,
+    config: RunConfig,
+    invite: Option<Invite>,
+    ready: impl FnOnce(&Status) + Send + 'static,
+) -> Result<(), NodeError> {
     let identity = load_identity(&state)?;
     let api = ApiServer::bind(&config.socket).await?;
     let netlink = Netlink::open()?;

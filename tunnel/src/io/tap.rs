@@ -38,8 +38,8 @@ pub enum TapError {
     #[error("'{0}' cannot name an interface; use 1 to 15 letters, digits, '-' or '_'")]
     InvalidName(String),
     /// Anything else.
-    #[error("cannot make a TAP")]
-    Other(#[source] io::Error),
+    #[error("cannot make a TAP: {0}; the kernel's log may say more (`dmesg`)")]
+    Other(io::Error),
 }
 
 impl Tap {
