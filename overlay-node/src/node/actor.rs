@@ -25,7 +25,7 @@ use dht::{
     swarm::{SwarmEvent, SwarmHandle},
 };
 use overlay_types::{
-    Candidate, Name, NetworkId, PeerId, PortId,
+    Candidate, Name, NetworkId, PathAddr, PeerId, PortId,
     api::{CreateNetwork, NetworkStatus, Pong, Status},
 };
 use rand_chacha::ChaCha20Rng;
@@ -34,7 +34,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use tunnel::{
     engine::{Command, Event},
     io::DataPlane,
@@ -228,6 +228,7 @@ impl Node {
         for (id, network) in stored {
             node.resume(id, network).await?;
         }
+        node.hide_overlays().await;
         node.tell_host_candidates().await;
         Ok(node)
     }
@@ -366,11 +367,28 @@ impl Node {
                 path,
                 rtt,
                 mtu,
-            } => {
-                info!(?network, ?peer, %path, rtt_us = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX), mtu, "path changed");
-            }
+            } => self.note_path(network, peer, path, rtt, mtu),
             Event::GuestSeen { network, port, mac } => self.guest_seen(network, port, mac),
             Event::AddressTaken { .. } | Event::MacLearned { .. } => {}
+        }
+    }
+
+    /// Another path is worth a line; that it was measured anew is not.
+    fn note_path(
+        &mut self,
+        network: NetworkId,
+        peer: PeerId,
+        path: PathAddr,
+        rtt: Duration,
+        mtu: u16,
+    ) {
+        let Some(member) = self.networks.get_mut(&network) else {
+            return;
+        };
+        if member.paths.insert(peer, path) == Some(path) {
+            debug!(?network, ?peer, %path, ?rtt, mtu, "path measured");
+        } else {
+            info!(?network, ?peer, %path, "path changed");
         }
     }
 
@@ -414,7 +432,7 @@ impl Node {
                 payload,
                 reply,
             } => self.handle_request(peer, &payload, reply),
-            SwarmEvent::Connected(peer) => self.peer_connected(peer),
+            SwarmEvent::Connected(_) => {} // what it is to us, it tells next
             SwarmEvent::Disconnected(peer) => self.peer_disconnected(peer),
             SwarmEvent::FabricSeen { peer, .. } => self.fabric_seen(peer),
             SwarmEvent::ListenAddrs(addresses) => {

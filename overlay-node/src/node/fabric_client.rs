@@ -66,18 +66,14 @@ impl Node {
             return;
         }
         let offer = self.fabric.offers.entry(peer).or_default();
-        offer.connected = true;
+        if std::mem::replace(&mut offer.connected, true) && offer.services.is_some() {
+            return; // it says so again whenever its addresses change
+        }
         offer.ask_at = Some(Instant::now());
         for member in self.networks.values_mut() {
             // What could not be put or asked without a fabric can be now.
             member.publish_soon();
             member.sync_at = Instant::now();
-        }
-    }
-
-    pub(super) fn peer_connected(&mut self, peer: PeerId) {
-        if let Some(offer) = self.fabric.offers.get_mut(&peer) {
-            offer.connected = true;
         }
     }
 

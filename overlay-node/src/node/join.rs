@@ -32,7 +32,7 @@ use overlay_types::{
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -463,6 +463,7 @@ impl Node {
             syncing: false,
             sync_again: false,
             roster_next: 0,
+            paths: BTreeMap::new(),
             own_record: None,
             renewing: false,
             renew_retry_at: None,
@@ -487,7 +488,7 @@ impl Node {
     }
 
     /// The overlay's own addresses are no way to reach the overlay: neither published nor dialed.
-    async fn hide_overlays(&self) {
+    pub(super) async fn hide_overlays(&self) {
         let hidden = self.networks.values().flat_map(|member| {
             let ula = self.me.address6(member.id);
             [
@@ -498,7 +499,11 @@ impl Node {
                 (IpAddr::V6(ula), 64),
             ]
         });
-        self.swarm.set_hidden(hidden.collect()).await;
+        // Nor is a link-local address, which means nothing without its link.
+        let link_local = (IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)), 10);
+        self.swarm
+            .set_hidden(hidden.chain([link_local]).collect())
+            .await;
     }
 
     async fn check_subnet(&self, subnet: Subnet) -> Result<(), String> {

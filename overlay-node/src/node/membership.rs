@@ -17,7 +17,7 @@ use dht::{
     signed::Signed,
 };
 use overlay_types::{
-    DhcpMode, MacAddr, Name, NetworkId, PortId, PortKind, Subnet,
+    DhcpMode, MacAddr, Name, NetworkId, PathAddr, PeerId, PortId, PortKind, Subnet,
     api::{AddPort, NetworkStatus},
 };
 use serde::{Deserialize, Serialize};
@@ -119,6 +119,8 @@ pub(super) struct Member {
     pub(super) syncing: bool,
     pub(super) sync_again: bool,
     pub(super) roster_next: u64,
+    /// The path that was last in use to each peer.
+    pub(super) paths: BTreeMap<PeerId, PathAddr>,
     pub(super) own_record: Option<Signed<NodeRecord>>,
     pub(super) renewing: bool,
     pub(super) renew_retry_at: Option<Instant>,

@@ -269,6 +269,18 @@ impl Node {
     /// Carries out what the DHCP server and the mDNS responder want.
     pub(super) fn drain_dhcp(&mut self, id: NetworkId) {
         let mut keep = false;
+        // Events first: a guest may speak from its address as soon as it has the acknowledgement, so it is bound before.
+        while let Some(event) = self
+            .networks
+            .get_mut(&id)
+            .and_then(|member| member.dhcp.poll_event())
+        {
+            keep = true;
+            self.handle_dhcp_event(id, event);
+        }
+        if keep {
+            self.tell_bindings(id);
+        }
         loop {
             let Some(member) = self.networks.get_mut(&id) else {
                 return;
@@ -276,9 +288,6 @@ impl Node {
             let lan_port = member.lan.as_ref().and_then(|lan| lan.id);
             if let Some((port, frame)) = member.dhcp.poll_frame() {
                 self.tell(Command::EmitFrame { port, frame });
-            } else if let Some(event) = member.dhcp.poll_event() {
-                keep = true;
-                self.handle_dhcp_event(id, event);
             } else if let (Some(port), Some(frame)) = (
                 lan_port,
                 member.mdns.as_mut().and_then(|mdns| mdns.poll_frame()),

@@ -358,7 +358,6 @@ impl Node {
 
     /// Tells the data plane who the peers are and which addresses are bound, and spreads the names.
     pub(super) async fn refresh_if_changed(&mut self, id: NetworkId) {
-        let unix = unix_now();
         let Some(member) = self.networks.get_mut(&id) else {
             return;
         };
@@ -367,7 +366,7 @@ impl Node {
         }
         let records: Vec<_> = member.directory.peers().collect();
         let eager = records.len() <= EAGER_MAX;
-        let mut commands: Vec<_> = records
+        let commands: Vec<_> = records
             .iter()
             .map(|record| Command::UpsertPeer {
                 network: id,
@@ -381,12 +380,6 @@ impl Node {
             .iter()
             .map(|record| record.signed().clone())
             .collect();
-        let mut bindings = member.directory.bindings(unix);
-        bindings.extend(member.own_bindings(self.me));
-        commands.push(Command::SetBindings {
-            network: id,
-            bindings,
-        });
         let members: Vec<_> = member.directory.members().cloned().collect();
         if let Err(error) = member.dir.save("peers", &(members, cache)) {
             warn!(%error, "what is known of the peers is not kept");
@@ -394,8 +387,21 @@ impl Node {
         for command in commands {
             self.tell(command);
         }
+        self.tell_bindings(id);
         self.spread_names(id).await;
         self.follow_lan_routes(id).await;
+    }
+
+    /// Tells the data plane who has which address.
+    pub(super) fn tell_bindings(&self, id: NetworkId) {
+        if let Some(member) = self.networks.get(&id) {
+            let mut bindings = member.directory.bindings(unix_now());
+            bindings.extend(member.own_bindings(self.me));
+            self.tell(Command::SetBindings {
+                network: id,
+                bindings,
+            });
+        }
     }
 
     /// What was known of the peers before a restart; their word still holds if it has not expired.
