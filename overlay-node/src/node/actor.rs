@@ -2,9 +2,9 @@
 
 use super::{
     NodeError,
+    admission::Joined,
     calls::{Call, refuse},
     fabric_client::Fabric,
-    join::Joined,
     membership::{HolderId, Member, Stored},
     unix_now,
 };

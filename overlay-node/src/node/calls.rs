@@ -42,6 +42,13 @@ pub(super) fn refuse<T>(why: impl std::fmt::Display) -> Answer<T> {
     })
 }
 
+/// An error as the local API tells it.
+pub(super) fn failed(error: impl std::fmt::Display) -> ApiError {
+    ApiError {
+        error: error.to_string(),
+    }
+}
+
 /// Asks the node's task.
 pub(super) struct NodeHandle {
     mail: mpsc::Sender<Mail>,

@@ -1,6 +1,11 @@
 //! The user's LAN behind this node: attached as a bridge in a LAN-served network, routed in an overlay-served one.
 
-use super::{actor::Node, calls::refuse, membership::LanPort, unix_now};
+use super::{
+    actor::Node,
+    calls::{failed, refuse},
+    membership::{INNER_MTU, LanPort},
+    unix_now,
+};
 use crate::{api::Answer, host::Route, lan::LanError, mdns::MdnsResponder};
 use dht::{membership::Roles, record::LanRecord};
 use overlay_types::{
@@ -15,9 +20,6 @@ use std::{
 };
 use tracing::warn;
 use tunnel::io::Tap;
-
-/// Largest IP packet inside every network.
-const INNER_MTU: u16 = 1500;
 
 /// A route that an administrator made (rtnetlink(7), RTPROT_STATIC).
 const STATIC: u8 = 4;
@@ -46,12 +48,6 @@ async fn neighbour_mac(router: Ipv4Addr) -> Option<[u8; 6]> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     None
-}
-
-fn failed(error: impl std::fmt::Display) -> ApiError {
-    ApiError {
-        error: error.to_string(),
-    }
 }
 
 impl Node {

@@ -30,6 +30,9 @@ use std::{
 use tokio::sync::oneshot;
 use tunnel::session::LocalKeys;
 
+/// Largest IP packet inside every network.
+pub(super) const INNER_MTU: u16 = 1500;
+
 /// What outlives a restart, in the file `network`.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Stored {

@@ -5,6 +5,7 @@
 //! their result back as `actor::Mail`.
 
 mod actor;
+mod admission;
 mod calls;
 mod fabric;
 mod fabric_client;

@@ -2,8 +2,8 @@
 
 use super::{
     actor::Node,
-    calls::refuse,
-    membership::{GuestPort, LocalGuest},
+    calls::{failed, refuse},
+    membership::{GuestPort, INNER_MTU, LocalGuest},
     snoop::{self, Snooped},
     unix_now,
 };
@@ -28,15 +28,6 @@ const PORTS_MAX: usize = 256;
 const SNOOPED_NAMES_MAX: usize = 1024;
 /// Guests remembered behind our ports.
 const GUESTS_MAX: usize = 4096;
-/// Largest IP packet inside every network.
-const INNER_MTU: u16 = 1500;
-
-fn failed(error: impl std::fmt::Display) -> ApiError {
-    ApiError {
-        error: error.to_string(),
-    }
-}
-
 impl Node {
     /// `farlan port add`.
     pub(super) async fn add_port(
