@@ -10,6 +10,9 @@ use std::{
 /// Narrower than this, a table is not squeezed further.
 const WIDTH_MIN: u16 = 40;
 
+/// From here on there is room for wider gaps between columns.
+const WIDE: u16 = 100;
+
 /// Prints one line on standard output. A reader that went away (`farlan peers | head -1`) is no failure.
 pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
@@ -43,12 +46,24 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>, width: Option<u16>)
         table.set_width(width.max(WIDTH_MIN));
     }
     let columns = header.len();
+    let first_width = rows.iter().map(|row| row[0].chars().count()).max();
     table.add_rows(rows);
+    let gap = if table.width().is_some_and(|width| width < WIDE) {
+        1
+    } else {
+        2
+    };
+    for column in table.column_iter_mut() {
+        column.set_padding((0, gap));
+    }
     // The first column is what people look for: it keeps a useful width whatever else is long.
     if columns > 1
         && let Some(first) = table.column_mut(0)
     {
-        first.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(10)));
+        let whole = u16::try_from(first_width.unwrap_or_default()).unwrap_or(u16::MAX);
+        first.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(
+            whole.clamp(10, 19) + gap,
+        )));
     }
     table.trim_fmt()
 }

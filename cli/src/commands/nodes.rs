@@ -174,7 +174,8 @@ pub(super) async fn ping(client: &Client, plan: &PingPlan) -> anyhow::Result<()>
     let timeout_ms = u64::try_from(plan.timeout.as_millis()).unwrap_or(u64::MAX);
     let mut replies = Vec::new();
     for seq in 1..=plan.count {
-        let next = Instant::now() + plan.interval;
+        let asked = Instant::now();
+        let next = asked + plan.interval;
         let request = Ping {
             target: plan.target.clone(),
             timeout_ms,
@@ -185,6 +186,12 @@ pub(super) async fn ping(client: &Client, plan: &PingPlan) -> anyhow::Result<()>
                 pong: Some(pong),
                 error: None,
             },
+            // Refused at once: there is nobody to wait for, and asking again changes nothing.
+            Err(ClientError::Refused(why))
+                if replies.is_empty() && asked.elapsed() < plan.timeout / 2 =>
+            {
+                anyhow::bail!(why)
+            }
             Err(ClientError::Refused(why)) => Reply {
                 seq,
                 pong: None,
