@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod demo;
+mod deploy;
 mod guests;
+mod guide;
 mod joining;
 mod lab;
 mod lan;

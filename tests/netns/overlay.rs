@@ -194,3 +194,43 @@ pub(crate) fn address_of(machine: &Machine, interface: &str) -> Result<String> {
         .context("no address yet")?;
     Ok(address.split('/').next().unwrap_or_default().to_owned())
 }
+
+/// A key that `machine` logs in with as root elsewhere, where it is asked nothing; returns the public half.
+pub(crate) fn ssh_key(machine: &Machine) -> String {
+    machine
+        .sh("mkdir -p -m 700 /root/.ssh
+             ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519
+             echo 'StrictHostKeyChecking accept-new' > /root/.ssh/config")
+        .unwrap();
+    let key = machine.read_file("/root/.ssh/id_ed25519.pub").unwrap();
+    String::from_utf8(key).unwrap()
+}
+
+/// A real sshd on `machine` that lets this key in as root.
+pub(crate) fn sshd(machine: &Machine, authorized_key: &str) -> cli::lab::Process {
+    machine
+        .write_file(
+            "/etc/ssh/sshd_test_config",
+            "HostKey /etc/ssh/test_host_key\nPidFile none\nUsePAM no\nPasswordAuthentication no\n\
+             PermitRootLogin prohibit-password\nUseDNS no\n",
+        )
+        .unwrap();
+    machine
+        .write_file("/root/.ssh/authorized_keys", authorized_key)
+        .unwrap();
+    // Without PAM, sshd takes a root whose password field begins with '!' for a locked account.
+    machine
+        .sh(
+            "mkdir -p -m 755 /run/sshd; chmod 700 /root/.ssh; chmod 600 /root/.ssh/authorized_keys
+             ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/test_host_key
+             [ ! -f /etc/shadow ] || sed -i 's/^root:[^:]*:/root:*:/' /etc/shadow",
+        )
+        .unwrap();
+    // sshd starts itself again for each connection, so it wants its full path.
+    let path = machine.sh("command -v sshd").unwrap();
+    let argv = [path.trim(), "-D", "-e", "-f", "/etc/ssh/sshd_test_config"];
+    let mut sshd = machine.spawn("sshd", &argv).unwrap();
+    sshd.wait_for_line("Server listening on 0.0.0.0", SETTLING_TIMEOUT)
+        .unwrap();
+    sshd
+}

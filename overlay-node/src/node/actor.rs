@@ -88,6 +88,11 @@ pub(super) enum Done {
         records: Vec<Verified<NodeRecord>>,
         next: Option<u64>,
     },
+    /// A member's record was read again.
+    Refreshed {
+        network: NetworkId,
+        records: Vec<Verified<NodeRecord>>,
+    },
     /// Our records were put into the DHT, or could not be.
     Published { network: NetworkId, stored: bool },
     /// What members say they hold.
@@ -417,6 +422,7 @@ impl Node {
                 records,
                 next,
             } => self.handle_synced(network, members, records, next),
+            Done::Refreshed { network, records } => self.take_records(network, records),
             Done::Published { network, stored } => self.handle_published(network, stored),
             Done::Certificates {
                 network,
@@ -473,6 +479,7 @@ impl Node {
             self.drain_holders(id).await;
             self.drain_dhcp(id);
             self.refresh_if_changed(id).await;
+            self.answer_if_ready(id);
         }
         if self.ready_at.is_some()
             && !self.networks.is_empty()

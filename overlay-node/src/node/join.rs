@@ -6,6 +6,7 @@ use super::{
     admission::{JOIN_WITHIN, Joined, join, reach_fabric},
     calls::refuse,
     membership::{INNER_MTU, LocalGuest, Member, OWN_ADDRESS, Stored, WAITING_MAX},
+    records::{SYNC_EVERY, SYNC_RETRY},
     registrar::RegistrarShell,
     unix_now,
 };
@@ -43,6 +44,8 @@ use tunnel::{
 
 /// The subnet of a network whose owner names none.
 const SUBNET_DEFAULT: &str = "10.77.0.0/16";
+/// How long a newcomer waits for news of the other members at most, before it calls itself ready without.
+const ACQUAINTED_WITHIN: Duration = Duration::from_secs(2);
 /// Everything that makes a member, fresh or from disk.
 struct Membership {
     network: Network,
@@ -365,6 +368,7 @@ impl Node {
         } else {
             None
         };
+        let is_registrar = registrar.is_some();
         let mac = self.me.host_mac();
         let tap = make_tap(tap_wanted.as_deref(), order, Some(mac)).map_err(|e| e.to_string())?;
         let (tap_name, tap_index) = (tap.name().to_owned(), tap.ifindex());
@@ -446,6 +450,11 @@ impl Node {
             sync_at: now,
             syncing: false,
             sync_again: false,
+            sync_retry: SYNC_RETRY,
+            reread_at: now + SYNC_EVERY,
+            reread_last: None,
+            reread_after: None,
+            acquainted_by: (fresh && !is_registrar).then(|| now + ACQUAINTED_WITHIN),
             roster_next: 0,
             paths: BTreeMap::new(),
             own_record: None,

@@ -207,7 +207,7 @@ impl Node {
         let Some(member) = self.networks.get(&id) else {
             return;
         };
-        if !member.is_ready() {
+        if member.configured.is_none() {
             return;
         }
         let unix = unix_now();

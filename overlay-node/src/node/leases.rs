@@ -199,10 +199,20 @@ impl Node {
             Err(error) => warn!(%error, "names are not served"),
         }
         self.configure_dhcp(id);
+        let Some(member) = self.networks.get(&id) else {
+            return;
+        };
+        info!(network = ?id, %address, tap = member.tap, "address set");
+    }
+
+    /// Tells those who wait for it that the network is ready.
+    pub(super) fn answer_if_ready(&mut self, id: NetworkId) {
         let Some(member) = self.networks.get_mut(&id) else {
             return;
         };
-        info!(network = ?id, %address, tap = member.tap, "ready");
+        if !member.is_ready() || member.waiting.is_empty() {
+            return;
+        }
         let waiting = std::mem::take(&mut member.waiting);
         let Some(member) = self.networks.get(&id) else {
             return;

@@ -121,6 +121,15 @@ pub(super) struct Member {
     pub(super) sync_at: Instant,
     pub(super) syncing: bool,
     pub(super) sync_again: bool,
+    /// How long to wait before asking again for what is missing.
+    pub(super) sync_retry: Duration,
+    /// When records that are known are read again, in case a push was lost.
+    pub(super) reread_at: Instant,
+    pub(super) reread_last: Option<Instant>,
+    /// Until where that was done last; the others are next.
+    pub(super) reread_after: Option<PeerId>,
+    /// Until then a newcomer waits for the first news of the other members before it calls itself ready.
+    pub(super) acquainted_by: Option<Instant>,
     pub(super) roster_next: u64,
     /// The path that was last in use to each peer.
     pub(super) paths: BTreeMap<PeerId, PathAddr>,
@@ -164,9 +173,9 @@ impl Member {
         }
     }
 
-    /// Whether the TAP carries the node's address.
+    /// Whether the TAP carries the node's address and others can be reached by name.
     pub(super) fn is_ready(&self) -> bool {
-        self.configured.is_some()
+        self.configured.is_some() && self.acquainted_by.is_none()
     }
 
     /// Every lease that may be used now.
@@ -214,6 +223,9 @@ impl Member {
         if self.dhcp.poll_timeout().is_some_and(|(at, _)| at <= now) {
             self.dhcp.handle_timeout(now, unix);
         }
+        if self.acquainted_by.is_some_and(|at| at <= now) {
+            self.acquainted_by = None;
+        }
         self.changed |= self.directory.expire(unix);
     }
 
@@ -232,6 +244,7 @@ impl Member {
             .chain(registrar)
             .chain(dhcp)
             .chain(self.publish_at)
+            .chain(self.acquainted_by)
             .chain([self.sync_at])
             .min()
     }

@@ -33,9 +33,13 @@ const REPUBLISH: Duration = Duration::from_secs(20 * 60);
 /// How soon it is tried again when nobody took it.
 const REPUBLISH_RETRY: Duration = Duration::from_secs(2);
 /// How often the registrars are asked for news that no push brought.
-const SYNC_EVERY: Duration = Duration::from_secs(300);
-/// How soon again while members' records are missing.
-const SYNC_RETRY: Duration = Duration::from_secs(3);
+pub(super) const SYNC_EVERY: Duration = Duration::from_secs(300);
+/// How soon again while members' records are missing, at first; then after twice as long each time.
+pub(super) const SYNC_RETRY: Duration = Duration::from_millis(500);
+/// So many known records are read again at a time: a push may have been lost.
+const REREAD_MAX: usize = 16;
+/// How soon again when an address is asked for that nobody seems to have.
+const REREAD_WANTED: Duration = Duration::from_secs(10);
 /// Members asked at the same time.
 const AT_ONCE: usize = 8;
 /// How long a member is waited for.
@@ -197,7 +201,15 @@ impl Node {
             .members()
             .map(|cert| cert.member)
             .filter(|peer| *peer != self.me && *peer != except);
+        self.push(id, peers.collect(), request);
+    }
+
+    fn push(&self, id: NetworkId, peers: Vec<PeerId>, request: &Request) {
+        let Some(member) = self.networks.get(&id) else {
+            return;
+        };
         let targets: Vec<_> = peers
+            .into_iter()
             .map(|peer| (peer, member.control_addresses(peer)))
             .collect();
         let (swarm, payload) = (self.swarm.clone(), request.encode());
@@ -233,7 +245,16 @@ impl Node {
             return;
         }
         member.syncing = true;
-        let unknown: Vec<_> = member.directory.unknown().collect();
+        let mut unknown = member.missing(unix_now());
+        if member.reread_at <= now {
+            member.reread_at = now + SYNC_EVERY;
+            member.reread_last = Some(now);
+            let again = member.to_read_again();
+            member.reread_after = again.last().copied();
+            unknown.extend(again);
+            unknown.sort();
+            unknown.dedup();
+        }
         let root = member.secret.slot_root(id);
         let slots: Vec<_> = unknown
             .iter()
@@ -298,20 +319,54 @@ impl Node {
         let Some(member) = self.networks.get_mut(&id) else {
             return;
         };
-        member.syncing = false;
         for cert in members {
             member.changed |= member.directory.insert_member(cert, unix).unwrap_or(false);
         }
-        for record in records {
-            member.changed |= member.directory.insert(record, unix).unwrap_or(false);
-        }
-        let waits = member.directory.unknown().next().is_some()
-            || next.is_none() && member.registrar.is_none();
+        let missing_before = member.missing(unix).len();
+        self.take_records(id, records);
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        member.syncing = false;
+        let missing = member.missing(unix).len();
+        let waits = missing > 0 || next.is_none() && member.registrar.is_none();
         member.roster_next = next.unwrap_or(member.roster_next);
+        if !waits || missing < missing_before {
+            member.sync_retry = SYNC_RETRY;
+        }
+        if next.is_some() && member.directory.unknown().next().is_none() {
+            member.acquainted_by = None;
+        }
         if std::mem::take(&mut member.sync_again) {
             member.sync_at = now;
         } else if waits {
-            member.sync_at = member.sync_at.min(now + SYNC_RETRY);
+            member.sync_at = member.sync_at.min(now + member.sync_retry);
+            member.sync_retry = (member.sync_retry * 2).min(SYNC_EVERY);
+        }
+    }
+
+    /// Members told of themselves. Whoever was unknown until now may not know us either: it is told.
+    pub(super) fn take_records(&mut self, id: NetworkId, records: Vec<Verified<NodeRecord>>) {
+        let unix = unix_now();
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        let mut new = Vec::new();
+        for record in records {
+            let author = record.author();
+            let was_known = member.directory.get(author).is_some();
+            let taken = member.directory.insert(record, unix).unwrap_or(false);
+            member.changed |= taken;
+            if taken && !was_known {
+                new.push(author);
+            }
+        }
+        if let Some(record) = member.own_record.clone().filter(|_| !new.is_empty()) {
+            let request = Request::PushRecord {
+                network: id,
+                record: Box::new(record),
+            };
+            self.push(id, new, &request);
         }
     }
 
@@ -335,6 +390,16 @@ impl Node {
             member.changed = true;
             return;
         }
+        // Perhaps its holder's word was lost on the way to us; whoever asks will ask again.
+        let now = Instant::now();
+        let is_ours = matches!(ip, IpAddr::V4(ip) if member.subnet().contains(ip));
+        let is_time = member
+            .reread_last
+            .is_none_or(|last| last + REREAD_WANTED <= now);
+        if is_ours && is_time {
+            member.reread_at = now;
+            member.sync_at = now;
+        }
         self.tell(Command::NoSuchAddress { network: id, ip });
     }
 
@@ -347,11 +412,9 @@ impl Node {
         let swarm = self.swarm.clone();
         self.job(async move {
             let records = read_slots(&swarm, vec![(peer, key)]).await;
-            Done::Synced {
+            Done::Refreshed {
                 network: id,
-                members: Vec::new(),
                 records,
-                next: None,
             }
         });
     }
@@ -431,6 +494,30 @@ impl Node {
             let _expired = member.directory.insert(record, unix);
         }
         member.changed = true;
+    }
+}
+
+impl Member {
+    /// Members of whom no record is known, or one from before they held their address.
+    fn missing(&self, unix: u64) -> Vec<PeerId> {
+        let addressless = self
+            .directory
+            .peers()
+            .map(|record| record.peer)
+            .filter(|peer| self.directory.address_of(*peer, unix).is_none());
+        let mut missing: Vec<_> = self.directory.unknown().chain(addressless).collect();
+        missing.sort();
+        missing
+    }
+
+    /// The next few whose records are read again.
+    fn to_read_again(&self) -> Vec<PeerId> {
+        let mut peers: Vec<_> = self.directory.peers().map(|record| record.peer).collect();
+        peers.sort();
+        let done = peers.partition_point(|peer| Some(*peer) <= self.reread_after);
+        peers.rotate_left(done);
+        peers.truncate(REREAD_MAX);
+        peers
     }
 }
 

@@ -79,7 +79,8 @@ impl Node {
 
     pub(super) fn network_status(&self, member: &Member) -> NetworkStatus {
         let state = match (&member.configured, &member.problem) {
-            (Some(_), _) => "ready".into(),
+            (Some(_), _) if member.is_ready() => "ready".into(),
+            (Some(_), _) => "looking for the other members".into(),
             (None, Some(why)) => format!("waiting for an address: {why}"),
             (None, None) => "waiting for an address".into(),
         };
