@@ -82,8 +82,9 @@ impl Node {
 
     async fn plug(&mut self, id: NetworkId, request: AddPort) -> Result<PortId, ApiError> {
         let existing = self.netlink.find(&request.iface).await.map_err(failed)?;
+        let attached = existing.is_some();
         let port = self.new_port();
-        let tap_name = if existing.is_some() {
+        let tap_name = if attached {
             format!("fp{}-{}", port.0, &self.me.short()[..5])
         } else {
             request.iface.clone()
@@ -91,7 +92,7 @@ impl Node {
         let tap = Tap::create(Some(&tap_name), None, INNER_MTU).map_err(failed)?;
         let (tap_name, index): (String, u32) = (tap.name().to_owned(), tap.ifindex());
         self.netlink.set_up(index, true).await.map_err(failed)?;
-        if existing.is_some() {
+        if attached {
             let attached = self
                 .lan_ports
                 .attach(&request.iface, &tap_name)
@@ -101,7 +102,15 @@ impl Node {
                 warn!(%warning, iface = request.iface, "port");
             }
         }
-        let (kind, macs, name) = (request.kind, request.macs.clone(), request.name.clone());
+        let (kind, mut macs, name) = (request.kind, request.macs.clone(), request.name.clone());
+        if kind == PortKind::Host && macs.is_empty() {
+            // The host itself speaks here: from the link that is there already, or from the TAP.
+            let speaker = match existing {
+                Some(link) => link.mac,
+                None => self.netlink.link(&tap_name).await.map_err(failed)?.mac,
+            };
+            macs.extend(speaker);
+        }
         self.plane.add_port(id, port, kind, macs, tap);
         let has_blocks = self
             .networks
@@ -114,11 +123,11 @@ impl Node {
         member.ports.push(GuestPort {
             id: port,
             tap: tap_name,
-            attached: existing.is_some(),
+            attached,
             request,
         });
         let wants_block =
-            kind == PortKind::Guest && member.dhcp_mode() == DhcpMode::Overlay && !has_blocks;
+            kind != PortKind::Lan && member.dhcp_mode() == DhcpMode::Overlay && !has_blocks;
         if wants_block && !self.awaits_block(id) {
             // Claimed now, so that the guest's first DISCOVER need not wait for a registrar.
             self.hold_block(id, None);
