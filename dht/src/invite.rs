@@ -34,7 +34,7 @@ const BOOTSTRAP_BYTES_MAX: usize = 256;
 const PREFIX: &str = "farlan1_";
 const BODY_MAX: usize = BISCUIT_MAX + BOOTSTRAP_MAX * BOOTSTRAP_BYTES_MAX + 256;
 
-/// Names an invite, in `farlan invite list` and in the registrars' count of its uses.
+/// Names an invite, to the people who handle it and in the registrars' count of its uses.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct InviteId(pub [u8; 8]);
 

@@ -96,7 +96,7 @@ pub enum Refusal {
     Starting,
     /// It must not vote any more.
     #[error(
-        "this registrar's vote state is older than what it has signed (a restored backup?); an admin must sign a new registrar group"
+        "this registrar's vote state is older than what it has signed (a restored backup?); it votes no more, so that no address is granted twice; put the newest copy of its state directory back"
     )]
     RolledBack,
     /// Ask again later.

@@ -45,6 +45,11 @@ impl HostNames {
         }
     }
 
+    /// Whether systemd-resolved is asked, not the hosts file.
+    pub const fn is_resolved(&self) -> bool {
+        self.resolved.is_some()
+    }
+
     /// Makes `names` resolve. Call it when they change; with resolved (which asks `servers` through interface `index`) only the first
     /// call matters.
     ///

@@ -3,6 +3,7 @@
 use super::LanError;
 use crate::host::Route;
 use serde::{Deserialize, Serialize};
+use std::os::unix::fs::DirBuilderExt;
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -107,7 +108,10 @@ impl Journal {
         let path = self.path(&entry.iface);
         let bytes = serde_json::to_vec_pretty(entry).map_err(io::Error::other);
         let written = bytes.and_then(|bytes| {
-            fs::create_dir_all(&self.folder)?;
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&self.folder)?;
             let mut file = atomic_write_file::AtomicWriteFile::open(&path)?;
             file.write_all(&bytes)?;
             file.commit()

@@ -87,7 +87,7 @@ pub enum LanError {
     NoAddress(String),
     /// Routing would be ambiguous.
     #[error(
-        "the LAN's subnet {lan} on {iface} overlaps the network's {overlay}; `farlan network edit --subnet` gives the network another"
+        "the LAN's subnet {lan} on {iface} overlaps the network's {overlay}; make the network with another one (`farlan network create --subnet`)"
     )]
     Overlaps {
         /// The interface.

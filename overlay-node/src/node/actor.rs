@@ -194,7 +194,14 @@ impl Node {
         }
         let hosts = config.hosts_file.clone();
         let host_names = match config.dns {
-            DnsMode::Auto | DnsMode::Resolved => Some(HostNames::open(hosts).await),
+            DnsMode::Auto => Some(HostNames::open(hosts).await),
+            DnsMode::Resolved => {
+                let found = HostNames::open(hosts).await;
+                if !found.is_resolved() {
+                    warn!("systemd-resolved does not run here: names do not resolve on this host");
+                }
+                Some(found).filter(HostNames::is_resolved)
+            }
             DnsMode::Hosts => Some(HostNames::with_hosts_only(hosts)),
             DnsMode::Off => None,
         };
@@ -253,6 +260,7 @@ impl Node {
             Some(invite) if !self.networks.contains_key(&invite.network) => {
                 self.begin_up_join(invite)
             }
+            _ if self.networks.is_empty() => self.ready_at = Some(Instant::now()),
             _ => self.ready_at = Some(Instant::now() + READY_WITHIN),
         }
         self.settle().await;

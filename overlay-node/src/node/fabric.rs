@@ -178,7 +178,11 @@ impl NodeControl for FabricControl {
                 pid: std::process::id(),
                 uptime_s: self.started.elapsed().as_secs(),
             },
-            nat: NatStatus::default(),
+            nat: NatStatus {
+                mapping: "unknown".into(),
+                filtering: "unknown".into(),
+                reflexive: None,
+            },
             fabric: FabricStatus {
                 connections: swarm.connected.len(),
                 infrastructure: swarm.connected.iter().filter(|peer| peer.is_fabric).count(),

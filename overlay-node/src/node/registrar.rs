@@ -21,6 +21,7 @@ use rand_chacha::ChaCha20Rng;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use std::{
     collections::BTreeMap,
+    os::unix::fs::PermissionsExt,
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
@@ -67,11 +68,13 @@ impl RegistrarShell {
         let path = dir.path(FILE);
         let damaged = |why: String| {
             format!(
-                "the registrar's votes in {} cannot be read ({why}); they are never guessed: have an admin sign a new registrar group",
+                "the registrar's votes in {} cannot be read ({why}); they are never guessed: restore the file from the newest backup",
                 path.display()
             )
         };
         let store = Database::create(&path).map_err(|e| damaged(e.to_string()))?;
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600))
+            .map_err(|e| damaged(e.to_string()))?;
         let records = read_all(&store).map_err(|e| damaged(e.to_string()))?;
         let rng = ChaCha20Rng::from_rng(rng);
         let core = Registrar::new(
@@ -234,7 +237,7 @@ impl Node {
             RegistrarEvent::AskMembers => self.ask_members(id),
             RegistrarEvent::RolledBack => {
                 error!("the registrar's votes are older than what it has signed; it votes no more");
-                member.problem = Some("this registrar's votes were rolled back; an admin must sign a new registrar group".into());
+                member.problem = Some("this registrar's votes are older than what it has signed (a restored backup?), so it grants nothing; put the newest copy of its state directory back".into());
             }
         }
     }

@@ -10,7 +10,7 @@ use super::{
 use crate::api::Answer;
 use dht::{invite, lease::Subject, membership::Roles};
 use overlay_types::{
-    Name, NetworkId, PathAddr, PeerId,
+    MacAddr, Name, NetworkId, PathAddr, PeerId,
     api::{
         ApiError, CreateInvite, FabricStatus, GuestStatus, Invite, LeaseStatus, NatStatus,
         NetworkStatus, NodeStatus, PathStatus, PeerStatus, Ping, Pong, Status,
@@ -87,7 +87,7 @@ impl Node {
         let mut warnings = Vec::new();
         let voters = member.directory.network().group().voters.len();
         if voters < 3 {
-            warnings.push(format!("{voters} registrar of the network can fail before no address is granted any more; leases that are held go on"));
+            warnings.push("while the registrar is away, no new address is granted and nobody is admitted; what is held goes on until it expires".into());
         }
         warnings.extend(
             member
@@ -188,7 +188,38 @@ impl Node {
             epoch: cert.epoch,
             signatures: cert.signatures.len(),
         };
-        Ok(self.known_leases(id).into_iter().map(one).collect())
+        let certificates = self.known_leases(id);
+        let in_block = |holder: PeerId, mac: MacAddr, ip: IpAddr, name: Option<&Name>| {
+            let IpAddr::V4(v4) = ip else { return None };
+            let block = certificates
+                .iter()
+                .find(|cert| cert.holder == holder && cert.subject.covers(v4))?;
+            Some(LeaseStatus {
+                address: ip.to_string(),
+                name: name.cloned(),
+                mac: Some(mac),
+                ..one(block.clone())
+            })
+        };
+        let Some(member) = self.networks.get(&id) else {
+            return refuse("the network was left");
+        };
+        let own = member
+            .guests
+            .iter()
+            .filter_map(|(mac, guest)| in_block(self.me, *mac, guest.ip?, guest.name.as_ref()));
+        let of_others = member.directory.peers().flat_map(|record| {
+            let guests = record.guests.iter();
+            guests
+                .filter_map(|guest| in_block(record.peer, guest.mac, guest.ip, guest.name.as_ref()))
+        });
+        let guests: Vec<_> = own.chain(of_others).collect();
+        Ok(certificates
+            .iter()
+            .cloned()
+            .map(one)
+            .chain(guests)
+            .collect())
     }
 
     /// `farlan invite`.
