@@ -346,16 +346,22 @@ impl PathAgent {
         if !self.is_up {
             return None;
         }
-        let mtu = self
-            .current
-            .and_then(|addr| self.paths[&addr].mtu.due(|at| self.is_in_use(at)));
+        let tier = self.current.map(|addr| self.paths[&addr].tier);
+        let mtu = self.current.and_then(|addr| {
+            self.paths[&addr]
+                .mtu
+                .due(|at| is_in_use(self.traffic_at, at))
+        });
         [
             (
                 self.unanswered_since.map(|since| since + SILENCE_MAX),
                 "path silent",
             ),
             (self.watch.as_ref().map(Watch::due), "path doubted"),
-            (self.punching.due(|at| self.want(at)), "probe candidates"),
+            (
+                self.punching.due(|at| want(tier, self.traffic_at, at)),
+                "probe candidates",
+            ),
             (self.candidates.due(), "repeat candidates"),
             (mtu, "probe path size"),
             (self.keepalive_at, "keep path alive"),
@@ -432,11 +438,14 @@ impl PathAgent {
     }
 
     fn continue_round(&mut self, now: Instant) {
-        let want = self.want(now);
-        match self.punching.handle_timeout(want, now, &mut self.rng) {
+        let tier = self.current.map(|addr| self.paths[&addr].tier);
+        let traffic_at = self.traffic_at;
+        let due = self
+            .punching
+            .handle_timeout(|at| want(tier, traffic_at, at), now, &mut self.rng);
+        match due {
             Some(Due::Probe { since }) => {
                 // One that answered and is still not in use may be waiting for its hold-down to end.
-                let tier = self.current.map(|addr| self.paths[&addr].tier);
                 let is_open =
                     |p: &Path| !p.answered_since(since) || tier.is_some_and(|t| p.tier < t);
                 let open = self
@@ -477,13 +486,15 @@ impl PathAgent {
 
     fn continue_mtu(&mut self, now: Instant) {
         let Some(current) = self.current else { return };
-        let is_in_use = self.is_in_use(now);
         let path = self
             .paths
             .get_mut(&current)
             .expect("the path in use is in the table");
         let rtt = path.rtt.unwrap_or_default();
-        if path.mtu.due(|_| is_in_use).is_some_and(|at| at <= now)
+        if path
+            .mtu
+            .due(|at| is_in_use(self.traffic_at, at))
+            .is_some_and(|at| at <= now)
             && let Some(size) = path.mtu.handle_timeout(now, rtt)
         {
             self.probe(current, Some(size), now);
@@ -514,20 +525,6 @@ impl PathAgent {
         // Up to a tenth earlier, so that the two sides differ and the later one finds it done.
         let early = KEEPALIVE.mul_f64(self.rng.random_range(0.0..0.1));
         self.keepalive_at = Some(now + KEEPALIVE - early);
-    }
-
-    /// What more rounds at that time would be good for.
-    fn want(&self, at: Instant) -> Want {
-        match self.current.map(|addr| self.paths[&addr].tier) {
-            None => Want::Any,
-            Some(Tier::Relay) if self.is_in_use(at) => Want::Better,
-            Some(_) => Want::Nothing,
-        }
-    }
-
-    fn is_in_use(&self, at: Instant) -> bool {
-        self.traffic_at
-            .is_some_and(|traffic| at < traffic + IN_USE_FOR)
     }
 
     fn note_observed(&mut self, addr: SocketAddr) {
@@ -570,4 +567,17 @@ impl PathAgent {
         }
         self.events.push_back(event);
     }
+}
+
+/// What more rounds at that time would be good for, on a path of `tier`.
+fn want(tier: Option<Tier>, traffic_at: Option<Instant>, at: Instant) -> Want {
+    match tier {
+        None => Want::Any,
+        Some(Tier::Relay) if is_in_use(traffic_at, at) => Want::Better,
+        Some(_) => Want::Nothing,
+    }
+}
+
+fn is_in_use(traffic_at: Option<Instant>, at: Instant) -> bool {
+    traffic_at.is_some_and(|traffic| at < traffic + IN_USE_FOR)
 }

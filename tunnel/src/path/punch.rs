@@ -119,7 +119,7 @@ impl Punching {
         self.forgive();
     }
 
-    /// When something is due, given what is wanted at that time.
+    /// When something is due, given what is wanted at that time. A retry that nobody wants waits for its user.
     pub(super) fn due(&self, want: impl Fn(Instant) -> Want) -> Option<Instant> {
         match &self.round {
             Some(round) => Some(round.started + STEPS[round.step]),
@@ -127,9 +127,11 @@ impl Punching {
         }
     }
 
+    /// Does what is due. A retry that is met late is judged by its own time, as [`Self::due`] judged it: met and not
+    /// done, it would be due for ever.
     pub(super) fn handle_timeout(
         &mut self,
-        want: Want,
+        want: impl Fn(Instant) -> Want,
         now: Instant,
         rng: &mut ChaCha20Rng,
     ) -> Option<Due> {
@@ -143,11 +145,13 @@ impl Punching {
             }
             if round.step == STEPS.len() {
                 self.round = None;
-                self.plan_retry(want, now, rng);
+                self.plan_retry(want(now), now, rng);
             }
             return Some(Due::Probe { since });
         }
-        if want == Want::Nothing || self.retry_at.is_none_or(|at| now < at) {
+        let at = self.retry_at.filter(|at| *at <= now)?;
+        let want = want(at);
+        if want == Want::Nothing {
             return None;
         }
         self.plan_retry(want, now, rng); // in case the round is refused
@@ -182,7 +186,7 @@ mod tests {
     fn run(punching: &mut Punching, want: Want, from: Instant, span: Duration) -> (usize, usize) {
         let (mut rng, mut probes, mut calls) = (ChaCha20Rng::seed_from_u64(1), 0, 0);
         while let Some(at) = punching.due(|_| want).filter(|at| *at < from + span) {
-            match punching.handle_timeout(want, at, &mut rng) {
+            match punching.handle_timeout(|_| want, at, &mut rng) {
                 Some(Due::Probe { .. }) => probes += 1,
                 Some(Due::Call | Due::Search) => {
                     calls += 1;

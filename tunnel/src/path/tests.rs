@@ -592,3 +592,39 @@ mod any_input {
         }
     }
 }
+
+/// A machine that slept, or was busy, finds all its deadlines in the past.
+#[test]
+fn a_deadline_that_is_met_late_is_met_once() {
+    let relay = PathAddr::Relayed {
+        relay: RELAYS[0].parse().unwrap(),
+        index: 1,
+    };
+    for seed in 0..200 {
+        let mut now = Instant::now();
+        let mut agent = PathAgent::new(seed, now);
+        agent.set_remote_candidates(&[Candidate::Host(([10, 0, 0, 1], 7000).into())], now);
+        agent.handle_session_up(relay, now);
+        agent.note_traffic(now);
+        let asleep_at = now + Duration::from_secs(seed);
+        while let Some((at, _)) = agent.poll_timeout().filter(|(at, _)| *at < asleep_at) {
+            now = now.max(at);
+            agent.handle_timeout(now);
+            while let Some(transmit) = agent.poll_transmit() {
+                if let (true, ControlMessage::Probe { id }) = (transmit.to == relay, transmit.msg) {
+                    agent.handle_control(relay, ControlMessage::Pong { id, observed: None }, now);
+                }
+            }
+            if seed % 3 > 0 {
+                agent.note_traffic(now);
+            }
+        }
+        now = asleep_at + Duration::from_secs(1 + 100 * (seed % 40));
+        let mut turns = 0;
+        while let Some((_, why)) = agent.poll_timeout().filter(|(at, _)| *at <= now) {
+            agent.handle_timeout(now);
+            turns += 1;
+            assert!(turns < 20, "{why} is due for ever (seed {seed})");
+        }
+    }
+}
