@@ -506,6 +506,9 @@ impl State {
         out: &mut impl Output,
     ) {
         self.count(Counter::FramesFromPeers, now);
+        if frame.len() > view.frame_bytes_max {
+            return self.count(Counter::DropOversize, now); // no station of ours could take it
+        }
         let from = Source::Peer(peer);
         let judged = switch::judge(view, from, frame);
         self.tell_what_was_seen(view, from, &judged, frame, now, out);

@@ -301,3 +301,16 @@ fn a_peers_group_source_is_malformed() {
     assert!(send(&mut here, &frame, t0).datagrams.is_empty());
     assert!(receive(&mut there, &[0x84; 40], t0).frames.is_empty());
 }
+
+#[test]
+fn a_peers_frame_larger_than_the_network_allows_reaches_no_port() {
+    let (mut here, mut there, t0) = pair(PathAddr::Direct(far()), 1472);
+    let mut wider = Arc::into_inner(snapshot(true, PathAddr::Direct(far()), 1472)).unwrap();
+    wider.networks[0].frame_bytes_max = 9000;
+    here.set_snapshot(Arc::new(wider));
+    let sent = send(&mut here, &sized_frame(A, B, IP_A, IP_B, 2000), t0);
+    assert_eq!(sent.datagrams.len(), 2, "it left in halves");
+    for (_, datagram) in &sent.datagrams {
+        assert!(receive(&mut there, datagram, t0).frames.is_empty());
+    }
+}
