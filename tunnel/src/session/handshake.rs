@@ -156,7 +156,7 @@ impl Initiator {
 
     fn read_response(&mut self, message: &[u8]) -> Result<(SessionSlot, Suite), HandshakeError> {
         let header = HandshakeHeader::parse(message)
-            .filter(|h| h.kind == RESPONSE)
+            .filter(|h| h.kind == RESPONSE && h.suite == 0 && h.psk_epoch == PSK_EPOCH)
             .ok_or(HandshakeError::Malformed)?;
         if header.index() != self.slot.raw()
             || !mac::mac1_matches(&self.local_public, self.network, message)
