@@ -22,6 +22,7 @@ mod snoop;
 mod status;
 
 pub use fabric::run_fabric;
+pub use snoop::tells_something;
 
 use crate::{
     api::{ApiServer, ApiStartError},

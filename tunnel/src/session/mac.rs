@@ -26,7 +26,7 @@ pub(super) fn keyed(key: &[u8], bytes: &[u8]) -> [u8; MAC_BYTES] {
 }
 
 /// mac1 over a message up to mac1, for the member of `network` with the key `receiver`.
-pub(super) fn mac1(network: NetworkId, receiver: &[u8; 32], before: &[u8]) -> [u8; MAC_BYTES] {
+pub fn mac1(network: NetworkId, receiver: &[u8; 32], before: &[u8]) -> [u8; MAC_BYTES] {
     keyed(&label_key(b"mac1", network, receiver), before)
 }
 

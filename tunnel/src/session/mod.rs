@@ -16,7 +16,7 @@ pub use cookie::{Admission, Cookie, HandshakeGate, HandshakeGateStats};
 pub use handshake::{HandshakeError, Initiation, Initiator, open_initiation};
 pub use keys::{InvalidKeys, LocalKeys};
 pub use lane::{DATAGRAMS_PER_KEY, OpenError, RecvLane, SealError, SendLane};
-pub use mac::mac1_matches;
+pub use mac::{mac1, mac1_matches};
 pub use rekey::{
     KEEPALIVE_AFTER, REJECT_AFTER, REKEY_AFTER, REKEY_ATTEMPT, REKEY_JITTER_MAX, REKEY_TIMEOUT,
     Rekey,

@@ -1,0 +1,216 @@
+//! A worker between a guest who sends what it likes and a member who seals what it likes.
+
+use crate::input::{AnyFrame, Edits, FAR, FAR_IP, GUEST, GUEST_IP, broken};
+use crate::wire::NETWORK;
+use bolero::{TypeGenerator, check};
+use overlay_types::{DhcpMode, MacAddr, PathAddr, PeerId, PortId, PortKind};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tunnel::packet_buf::PacketBuf;
+use tunnel::session::{Established, SendLane, SessionSlot, Suite};
+use tunnel::snapshot::{
+    BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station, Way,
+};
+use tunnel::wire::extension::HalfHeader;
+use tunnel::worker::{Output, Report, Worker};
+use zerocopy::IntoBytes;
+use zeroize::Zeroizing;
+
+const FRAME_MAX: usize = 1514;
+const PORTS: [PortId; 3] = [PortId(1), PortId(2), PortId(3)];
+
+#[derive(Clone, Debug, TypeGenerator)]
+enum Input {
+    /// A frame from a port.
+    Frame(u8, AnyFrame),
+    /// A frame that a member sealed; and what became of the datagram on its way.
+    Sealed(AnyFrame, Edits),
+    /// Half of a frame, sealed.
+    Half(u8, bool, u16, Vec<u8>),
+    /// Anything at all, sealed.
+    Plaintext(u8, Vec<u8>),
+    Raw(Vec<u8>),
+    Wait(u16),
+    /// The report queue fills up, or empties.
+    Full(bool),
+}
+
+#[derive(Default)]
+struct Sink {
+    full: bool,
+    done: usize,
+}
+
+impl Output for Sink {
+    fn transmit(&mut self, _to: SocketAddr, datagram: &[u8]) {
+        self.done += 1;
+        assert!(datagram.len() <= 1280, "no more than the path carries");
+    }
+    fn deliver(&mut self, port: PortId, frame: &[u8]) {
+        self.done += 1;
+        assert!(PORTS.contains(&port));
+        assert!((14..=FRAME_MAX).contains(&frame.len()));
+    }
+    fn report(&mut self, _report: Report) -> bool {
+        self.done += 1;
+        !self.full
+    }
+    fn hand_over(&mut self, worker: u8, _from: PathAddr, _datagram: &[u8]) {
+        self.done += 1;
+        assert_eq!(worker, 1, "its own are not handed over");
+    }
+}
+
+fn established(here: bool) -> Established {
+    let (one, two) = (Zeroizing::new([1; 32]), Zeroizing::new([2; 32]));
+    let (send_root, recv_root) = if here { (one, two) } else { (two, one) };
+    let (a, b) = (
+        SessionSlot::from_low_bits(10),
+        SessionSlot::from_low_bits(20),
+    );
+    let (local_index, remote_index) = if here { (a, b) } else { (b, a) };
+    Established {
+        suite: Suite::best(true),
+        send_root,
+        recv_root,
+        local_index,
+        remote_index,
+        is_initiator: here,
+    }
+}
+
+fn snapshot(dhcp: DhcpMode) -> Snapshot {
+    let (guest, far) = (MacAddr(GUEST), MacAddr(FAR));
+    let (slot, way) = (
+        SessionSlot::from_low_bits(10),
+        ([192, 0, 2, 9], 4000).into(),
+    );
+    let path = PathAddr::Direct(way);
+    let kinds = [PortKind::Guest, PortKind::Host, PortKind::Lan];
+    let port = |(id, kind)| PortView {
+        id,
+        kind,
+        macs: if kind == PortKind::Guest {
+            vec![guest]
+        } else {
+            Vec::new()
+        },
+    };
+    let station = |place| Station { place, bound: true };
+    let bound = |mac, place| BoundAddress { mac, place };
+    let network = NetworkView {
+        id: NETWORK,
+        me: PeerId([1; 32]),
+        dhcp,
+        frame_bytes_max: FRAME_MAX,
+        ports: PORTS.into_iter().zip(kinds).map(port).collect(),
+        peers: vec![
+            PeerView {
+                id: PeerId([2; 32]),
+                way: Some(Way {
+                    slot,
+                    path,
+                    mtu: 1280,
+                }),
+            },
+            PeerView {
+                id: PeerId([3; 32]),
+                way: None,
+            },
+        ],
+        bindings: [
+            (GUEST_IP.into(), bound(guest, Place::Port(0))),
+            (FAR_IP.into(), bound(far, Place::Peer(0))),
+        ]
+        .into(),
+        stations: [
+            (guest, station(Place::Port(0))),
+            (far, station(Place::Peer(0))),
+        ]
+        .into(),
+    };
+    let established = Arc::new(established(true));
+    Snapshot {
+        networks: vec![network],
+        sessions: vec![SessionView {
+            slot,
+            established,
+            network: 0,
+            peer: 0,
+        }],
+        ports: PORTS
+            .into_iter()
+            .zip(0..)
+            .map(|(id, at)| (id, 0, at))
+            .collect(),
+    }
+}
+
+fn sealed(lane: &mut SendLane, plaintext: &[u8]) -> Vec<u8> {
+    let mut buf = PacketBuf::new();
+    assert!(buf.fill(plaintext));
+    lane.seal(&mut buf).unwrap();
+    buf.payload().to_vec()
+}
+
+#[test]
+fn a_worker_takes_anything_from_guests_and_members() {
+    check!()
+        .with_type()
+        .for_each(|(lan, inputs): &(bool, Vec<Input>)| {
+            let mut now = Instant::now();
+            let mut worker = Worker::new(0, 2, now);
+            let dhcp = if *lan {
+                DhcpMode::Lan
+            } else {
+                DhcpMode::Overlay
+            };
+            worker.set_snapshot(Arc::new(snapshot(dhcp)));
+            let mut member = established(false).send_lane(1);
+            let mut out = Sink::default();
+            for input in inputs.iter().take(64) {
+                out.done = 0;
+                let mut datagram = match input {
+                    Input::Frame(port, frame) => {
+                        let mut buf = PacketBuf::new();
+                        if buf.fill(&frame.bytes()) {
+                            let port = PortId((port % 4).into());
+                            worker.handle_frame(port, &mut buf, now, &mut out);
+                        }
+                        Vec::new()
+                    }
+                    Input::Sealed(frame, edits) => {
+                        let plaintext = [&[0][..], &frame.bytes()].concat();
+                        broken(&sealed(&mut member, &plaintext), edits)
+                    }
+                    Input::Half(id, back, total, bytes) => {
+                        // Mostly totals that fit, so that halves meet.
+                        let total = if *total < 0x8000 {
+                            2 * bytes.len() as u16
+                        } else {
+                            *total
+                        };
+                        let header = HalfHeader::new((*id % 4).into(), u8::from(*back), total);
+                        sealed(&mut member, &[header.as_bytes(), bytes].concat())
+                    }
+                    Input::Plaintext(first, bytes) => {
+                        sealed(&mut member, &[&[first % 5][..], bytes].concat())
+                    }
+                    Input::Raw(bytes) => bytes.clone(),
+                    Input::Wait(ms) => {
+                        now += Duration::from_millis((*ms).into());
+                        worker.handle_timeout(now, &mut out);
+                        Vec::new()
+                    }
+                    Input::Full(full) => {
+                        out.full = *full;
+                        Vec::new()
+                    }
+                };
+                let from = ([192, 0, 2, 9], 4000).into();
+                worker.handle_datagram(from, &mut datagram, now, &mut out);
+                assert!(out.done < 32, "one input does not make many outputs");
+            }
+        });
+}
