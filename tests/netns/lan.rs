@@ -89,20 +89,27 @@ fn the_gateway_itself_keeps_its_connections_when_its_interface_is_attached_and_d
 }
 
 #[test]
-fn a_second_gateway_for_a_network_is_refused() {
+fn a_second_gateway_of_a_lan_is_refused_and_one_of_another_lan_is_not() {
     let lab = lab("second-gateway");
     let (_fabric, bootstrap) = fabric(&lab);
-    let (_site, gateway, _pc) = home(&lab);
+    let (site, gateway, _pc) = home(&lab);
     let first = founder(&gateway, &bootstrap, "home", &["--dhcp", "lan"]);
+    let second = member(&site.host("other").unwrap(), &first, "home");
+    let far = member(&host_behind(&lab, Nat::FullCone, "far"), &first, "home");
     first.farlan(&["lan", "attach", "eth0"]).unwrap();
-    let second = member(&host_behind(&lab, Nat::FullCone, "far"), &first, "home");
+    let before = layout(second.machine());
 
     let refusal = second
         .farlan(&["lan", "attach", "eth0"])
         .unwrap_err()
         .to_string();
 
-    assert!(refusal.contains("gateway"), "{refusal}");
+    assert!(refusal.contains("gateway bridges this LAN"), "{refusal}");
+    assert!(refusal.contains("farlan lan detach"), "{refusal}");
+    assert_eq!(layout(second.machine()), before);
+    far.farlan(&["lan", "attach", "eth0"]).unwrap();
+    first.farlan(&["lan", "detach"]).unwrap();
+    eventually(|| second.farlan(&["lan", "attach", "eth0"])).unwrap();
 }
 
 #[test]
@@ -111,26 +118,36 @@ fn a_gateway_routes_between_the_lan_and_a_network_with_addresses_of_its_own() {
     let (_fabric, bootstrap) = fabric(&lab);
     let (site, gateway, pc) = home(&lab);
     let _dnsmasq = dnsmasq(&site);
-    let (_pc_address, _client) = udhcpc(&pc);
+    let (pc_address, _client) = udhcpc(&pc);
     let first = founder(&gateway, &bootstrap, "lab", &["--subnet", "10.77.0.0/16"]);
     let far = host_behind(&lab, Nat::PortRestricted, "far");
     let second = member(&far, &first, "lab");
+
+    let said = first.json(&["lan", "attach", "eth0"]).unwrap();
+    let hint = said["route_hint"].as_str().unwrap_or_default();
+    assert!(
+        hint.contains("10.77.0.0/16"),
+        "the command tells the router's static route: {said}"
+    );
+    // Word for word what was told.
+    site.router().run(&["sh", "-ec", hint]).unwrap();
+    eventually(|| ping(second.machine(), &pc_address)).unwrap();
+    eventually(|| ping(&pc, &second.address("lab")?)).unwrap();
+
+    // Guests learn the way with their address, or when they renew it.
     let vm = guest(&lab, &far, "br0", "vm");
     second
         .farlan(&["port", "add", "br0", "--kind", "guest"])
         .unwrap();
     let (vm_address, _vm_client) = udhcpc(&vm);
-
-    let said = first.json(&["lan", "attach", "eth0"]).unwrap();
-    let hint = said["route_hint"].as_str().unwrap_or_default().to_owned();
-    assert!(
-        hint.contains("10.77.0.0/16"),
-        "the command tells the router's static route: {said}"
-    );
-    site.router()
-        .ip(&[&format!("route add 10.77.0.0/16 via {}", gateway.address())])
-        .unwrap();
-
     eventually(|| ping(&pc, &vm_address)).unwrap();
+    eventually(|| ping(&vm, &pc_address)).unwrap();
     eventually(|| ping(&vm, &site.gateway().to_string())).unwrap();
+    first.farlan(&["lan", "detach"]).unwrap();
+    let routes = || -> anyhow::Result<()> {
+        let routes = far.run(&["ip", "route"])?;
+        anyhow::ensure!(!routes.contains("192.168.1.0/24"), "{routes}");
+        Ok(())
+    };
+    eventually(routes).unwrap();
 }

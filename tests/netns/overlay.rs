@@ -136,6 +136,7 @@ pub(crate) fn udhcpc(machine: &Machine) -> (String, cli::lab::Process) {
              for s in $dns; do echo nameserver $s; done > /etc/resolv.conf\n\
              [ -z \"$search$domain\" ] || echo search ${search:-$domain} >> /etc/resolv.conf\n\
              for r in $router; do ip route replace default via $r; done\n\
+             set -- $staticroutes; while [ $# -ge 2 ]; do ip route replace $1 via $2; shift 2; done\n\
              echo \"mtu=$mtu hostname=$hostname staticroutes=$staticroutes\" > /run/udhcpc.options;; esac\n",
         )
         .unwrap();

@@ -1,6 +1,9 @@
 //! The promised figures, measured: from `farlan up` to the first ping, what idle nodes cost, and how soon a killed node
 //! is back. Each stands beside a reference of the same run. Writes `docs/measurements/DATE.md`; a part that was
 //! measured already with this build is not measured again (`target/prove`, remove it to begin anew).
+//!
+//! `prove [PART]...` measures only these parts; `prove --short [PART]...` two of each and a minute's idling, to see that
+//! it works. Neither writes the page.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 #![allow(
@@ -11,7 +14,7 @@
 #[path = "../netns/overlay.rs"]
 mod overlay;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cli::demo::Node;
 use cli::lab::{Lab, Machine, Nat};
 use overlay::{FARLAN, eventually, fabric, founder, host_behind, lab, path_kind, ping, program};
@@ -28,8 +31,27 @@ const IDLE: Duration = Duration::from_secs(600);
 /// How long joining takes to die down before idling begins.
 const SETTLING: Duration = Duration::from_secs(30);
 
+/// How much is measured.
+#[derive(Clone, Copy)]
+struct Amount {
+    runs: usize,
+    idle: Duration,
+}
+
+/// What the promises ask for.
+const FULL: Amount = Amount {
+    runs: RUNS,
+    idle: IDLE,
+};
+
+/// Enough to see that measuring works.
+const SHORT: Amount = Amount {
+    runs: 2,
+    idle: Duration::from_secs(60),
+};
+
 /// A part: its name, what it measures.
-type Part = (&'static str, fn() -> Result<Measured>);
+type Part = (&'static str, fn(Amount) -> Result<Measured>);
 
 /// What a part gave: lines for the page, and whether the promise is kept.
 struct Measured {
@@ -39,16 +61,27 @@ struct Measured {
 
 fn main() -> Result<()> {
     let parts: [Part; 4] = [
-        ("first-ping-direct", || {
-            first_ping(Nat::PortRestricted, "direct", Duration::from_secs(3))
+        ("first-ping-direct", |amount| {
+            let goal = Duration::from_secs(3);
+            first_ping(amount, Nat::PortRestricted, "direct", goal)
         }),
-        ("first-ping-by-relay", || {
-            first_ping(Nat::Symmetric, "relay", Duration::from_secs(5))
+        ("first-ping-by-relay", |amount| {
+            first_ping(amount, Nat::Symmetric, "relay", Duration::from_secs(5))
         }),
-        ("restart-after-sigkill", || restart(Duration::from_secs(5))),
+        ("restart-after-sigkill", |amount| {
+            restart(amount, Duration::from_secs(5))
+        }),
         ("idle", idle),
     ];
-    let only: Vec<String> = std::env::args().skip(1).collect();
+    let (flags, only): (Vec<String>, Vec<String>) = std::env::args()
+        .skip(1)
+        .partition(|argument| argument.starts_with("--"));
+    let amount = match flags.as_slice() {
+        [] => FULL,
+        [flag] if flag == "--short" => SHORT,
+        _ => bail!("usage: prove [--short] [PART]..."),
+    };
+    let is_full = flags.is_empty();
     let cache = program().parent().unwrap().join("../prove");
     std::fs::create_dir_all(&cache)?;
     let mut all_kept = true;
@@ -58,9 +91,15 @@ fn main() -> Result<()> {
             continue;
         }
         let file = cache.join(format!("{name}.md"));
+        if !is_full {
+            let measured = measure(amount).with_context(|| format!("measure {name}"))?;
+            println!("## {name}\n\n{}\n", measured.lines.join("\n"));
+            all_kept &= measured.kept;
+            continue;
+        }
         if !is_fresh(&file) {
             println!("measuring {name}");
-            let measured = measure().with_context(|| format!("measure {name}"))?;
+            let measured = measure(amount).with_context(|| format!("measure {name}"))?;
             let verdict = if measured.kept { "kept" } else { "NOT KEPT" };
             std::fs::write(
                 &file,
@@ -72,7 +111,7 @@ fn main() -> Result<()> {
         all_kept &= !text.contains("NOT KEPT");
         page += &format!("\n{text}");
     }
-    if only.is_empty() {
+    if only.is_empty() && is_full {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/measurements");
         std::fs::create_dir_all(&directory)?;
         let path = directory.join(format!("{}.md", said("date", &["-u", "+%F"])?));
@@ -151,10 +190,10 @@ fn table(rows: Vec<String>) -> Vec<String> {
 }
 
 /// From `farlan up --invite` on a machine without any state to the first answer from the founder.
-fn first_ping(nat: Nat, path: &str, goal: Duration) -> Result<Measured> {
+fn first_ping(amount: Amount, nat: Nat, path: &str, goal: Duration) -> Result<Measured> {
     let (mut times, mut reference) = (Vec::new(), Vec::new());
     let mut kinds = Vec::new();
-    for _ in 0..RUNS {
+    for _ in 0..amount.runs {
         let lab = lab("first-ping");
         let (_fabric, bootstrap) = fabric(&lab);
         let first = founder(&host_behind(&lab, nat, "a"), &bootstrap, "lab", &[]);
@@ -177,7 +216,7 @@ fn first_ping(nat: Nat, path: &str, goal: Duration) -> Result<Measured> {
             &mut reference,
         ),
     ]);
-    lines.push(format!("\n{RUNS} runs between two {nat} NATs; paths seen just after: {}. Goal: under {} s, expected path {path}.", kinds.join(", "), goal.as_secs()));
+    lines.push(format!("\n{} runs between two {nat} NATs; paths seen just after: {}. Goal: under {} s, expected path {path}.", amount.runs, kinds.join(", "), goal.as_secs()));
     Ok(Measured {
         kept: worst < goal,
         lines,
@@ -193,7 +232,7 @@ fn bare_start(host: &Machine, lab: &Lab) -> Result<Duration> {
 }
 
 /// From the start of a node that had been killed to the first ping that it answers at its old address.
-fn restart(goal: Duration) -> Result<Measured> {
+fn restart(amount: Amount, goal: Duration) -> Result<Measured> {
     let lab = lab("restart");
     let (_fabric, bootstrap) = fabric(&lab);
     let first = founder(
@@ -207,7 +246,7 @@ fn restart(goal: Duration) -> Result<Measured> {
     let address = second.address("lab")?;
     let mut reference = vec![bare_start(&host, &lab)?];
     let mut times = Vec::new();
-    for _ in 0..RUNS {
+    for _ in 0..amount.runs {
         eventually(|| ping(first.machine(), &address))?;
         second.process().kill()?;
         let began = Instant::now();
@@ -228,7 +267,8 @@ fn restart(goal: Duration) -> Result<Measured> {
         ),
     ]);
     lines.push(format!(
-        "\n{RUNS} restarts, the same address each time. Goal: under {} s.",
+        "\n{} restarts, the same address each time. Goal: under {} s.",
+        amount.runs,
         goal.as_secs()
     ));
     Ok(Measured {
@@ -238,7 +278,7 @@ fn restart(goal: Duration) -> Result<Measured> {
 }
 
 /// Two members that nobody uses.
-fn idle() -> Result<Measured> {
+fn idle(amount: Amount) -> Result<Measured> {
     let lab = lab("idle");
     let (_fabric, bootstrap) = fabric(&lab);
     let sites = [
@@ -268,7 +308,7 @@ fn idle() -> Result<Measured> {
         ))
     };
     let (began, before) = (Instant::now(), snapshot()?);
-    std::thread::sleep(IDLE);
+    std::thread::sleep(amount.idle);
     let (took, after) = (began.elapsed().as_secs_f64(), snapshot()?);
     let mut lines = vec![
         "| | CPU | sent and received |".to_owned(),

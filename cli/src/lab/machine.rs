@@ -371,10 +371,14 @@ impl Machine {
 
     /// Makes a bridge of the given interfaces.
     pub fn bridge(&self, name: &str, members: &[&str]) -> Result<()> {
-        let mut lines = vec![
-            format!("link add {name} type bridge mcast_snooping 0"),
-            format!("link set {name} up"),
-        ];
+        self.ip(&[
+            &format!("link add {name} type bridge mcast_snooping 0"),
+            &format!("link set {name} up"),
+        ])?;
+        // Named, its Ethernet address stays, as a router's does; else it would be the lowest of its ports'.
+        let address = self.read_file(&format!("/sys/class/net/{name}/address"))?;
+        let address = String::from_utf8_lossy(&address);
+        let mut lines = vec![format!("link set {name} address {}", address.trim())];
         lines.extend(
             members
                 .iter()

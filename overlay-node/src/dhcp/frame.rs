@@ -277,7 +277,6 @@ impl Reply<'_> {
                 .map(|_| DhcpOption::DomainName(config.domain.clone())),
             search.map(|name| DhcpOption::DomainSearch(vec![name])),
             Some(DhcpOption::InterfaceMtu(config.mtu)),
-            Some(DhcpOption::ClasslessStaticRoute(routes)).filter(|_| !config.routes.is_empty()),
         ];
         for option in offered
             .into_iter()
@@ -285,6 +284,10 @@ impl Reply<'_> {
             .filter(|option| request.wants(OptionCode::from(option)))
         {
             options.insert(option);
+        }
+        // Routes too come unasked: busybox's client does not ask, and takes them.
+        if !config.routes.is_empty() {
+            options.insert(DhcpOption::ClasslessStaticRoute(routes));
         }
         options
     }

@@ -72,7 +72,9 @@ impl Node {
                 "this node may not bridge a LAN into the network: it lacks the role 'gateway'; ask the owner for an invite with it",
             );
         }
+        self.reread_now(id).await;
         self.start_lan(id, iface).await?;
+        self.publish_and_wait(id).await;
         let Some(member) = self.networks.get_mut(&id) else {
             return refuse("the network was left");
         };
@@ -286,7 +288,9 @@ impl Node {
         if let Err(error) = member.dir.remove("lan") {
             warn!(%error, "the LAN would be attached again after a restart");
         }
-        self.stop_lan(id).await.map_err(failed)
+        self.stop_lan(id).await.map_err(failed)?;
+        self.publish_and_wait(id).await;
+        Ok(())
     }
 
     /// Undoes an attach on the host; it stays on disk.

@@ -63,14 +63,21 @@ impl Node {
         if member.publish_at.is_none_or(|at| at > now) {
             return;
         }
-        member.publish_at = Some(now + REPUBLISH);
-        let Some(record) = self.make_record(id) else {
-            return;
-        };
+        if let Some(published) = self.publish(id, now) {
+            self.job(published);
+        }
+    }
+
+    /// Signs the record and tells the members we know; what is returned puts it into the DHT.
+    fn publish(
+        &mut self,
+        id: NetworkId,
+        now: Instant,
+    ) -> Option<impl Future<Output = Done> + use<>> {
+        self.networks.get_mut(&id)?.publish_at = Some(now + REPUBLISH);
+        let record = self.make_record(id)?;
         let me = self.me;
-        let Some(member) = self.networks.get_mut(&id) else {
-            return;
-        };
+        let member = self.networks.get_mut(&id)?;
         member.own_record = Some(record.signed().clone());
         let root = member.secret.slot_root(id);
         let mut values = vec![(
@@ -94,7 +101,15 @@ impl Node {
             .map(|value| value.encode())
             .collect();
         let swarm = self.swarm.clone();
-        self.job(async move {
+        self.push_to_members(
+            id,
+            me,
+            &Request::PushRecord {
+                network: id,
+                record: Box::new(record.signed().clone()),
+            },
+        );
+        Some(async move {
             let puts = sealed.into_iter().map(|value| swarm.put_slot(value));
             let results = futures::future::join_all(puts).await;
             if let Some(Err(error)) = results.iter().find(|result| result.is_err()) {
@@ -104,15 +119,37 @@ impl Node {
                 network: id,
                 stored: results.iter().all(Result::is_ok),
             }
-        });
-        self.push_to_members(
-            id,
-            me,
-            &Request::PushRecord {
-                network: id,
-                record: Box::new(record.signed().clone()),
-            },
-        );
+        })
+    }
+
+    /// Waits until the record as it is now is where everybody can read it, so that what it claims is seen by whoever looks.
+    pub(super) async fn publish_and_wait(&mut self, id: NetworkId) {
+        let Some(published) = self.publish(id, Instant::now()) else {
+            return;
+        };
+        if let Ok(Done::Published { network, stored }) =
+            tokio::time::timeout(ASK_WITHIN, published).await
+        {
+            self.handle_published(network, stored);
+        }
+    }
+
+    /// Reads everybody's record anew before something is decided by them.
+    pub(super) async fn reread_now(&mut self, id: NetworkId) {
+        let Some(member) = self.networks.get(&id) else {
+            return;
+        };
+        let root = member.secret.slot_root(id);
+        let peers = member.directory.members().map(|cert| cert.member);
+        let slots = peers
+            .filter(|peer| *peer != self.me)
+            .take(EAGER_MAX)
+            .map(|peer| (peer, SlotKey::derive(&root, &SlotName::Node(peer))))
+            .collect();
+        let reading = read_slots(&self.swarm, slots);
+        if let Ok(records) = tokio::time::timeout(ASK_WITHIN, reading).await {
+            self.take_records(id, records);
+        }
     }
 
     /// The DHT took our records, or did not.
