@@ -120,6 +120,17 @@ fn bound(events: &Arc<Mutex<Vec<DhcpEvent>>>) -> usize {
         .count()
 }
 
+/// Sends udhcpc a signal until what it asks for has happened: one that comes while its script runs is lost.
+fn signal_until(signal: &str, what: &str, done: impl Fn() -> bool) {
+    until(what, || {
+        if !done() {
+            run(&format!("kill -{signal} $(cat /run/pid)"));
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        done()
+    });
+}
+
 #[test]
 fn udhcpc_gets_renews_and_releases_its_address() {
     in_namespace("udhcpc_gets_renews_and_releases_its_address", || {
@@ -155,11 +166,9 @@ fn udhcpc_gets_renews_and_releases_its_address() {
             ("52:54:00:00:08:01", "vm-8-1".parse().ok())
         );
 
-        run("kill -USR1 $(cat /run/pid)");
+        signal_until("USR1", "bound again", || bound(&events) >= 2);
         told("renew");
-        until("bound again", || bound(&events) >= 2);
-        run("kill -USR2 $(cat /run/pid)");
-        until("released", || {
+        signal_until("USR2", "released", || {
             matches!(
                 events.lock().unwrap().last(),
                 Some(DhcpEvent::GuestGone { .. })
