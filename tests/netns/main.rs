@@ -11,6 +11,7 @@ mod guide;
 mod joining;
 mod lab;
 mod lan;
+mod mdns;
 mod overlay;
 mod paths;
 mod static_peers;
