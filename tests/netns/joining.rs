@@ -331,9 +331,89 @@ fn a_tap_that_cannot_be_made_is_told_in_one_line_and_the_invite_is_still_good() 
 #[test]
 fn a_full_disk_at_first_start_is_told_in_one_line_and_leaves_no_half_identity() {
     let lab = lab("full");
+    let (_fabric, bootstrap) = fabric(&lab);
+    let first = founder(&lab.public_host("first").unwrap(), &bootstrap, "lab", &[]);
+    let invite = first.invite("lab").unwrap();
     let host = lab.public_host("host").unwrap();
-    host.sh("mkdir /root/small; mount -t tmpfs -o size=4k,nr_inodes=64 small /root/small; head -c 4096 /dev/zero > /root/small/fill")
+
+    // The disk is full from the beginning; or after the identity; or when the network is to be written down.
+    for free in [0, 1, 2, 3] {
+        let disk = format!("/root/disk-{free}");
+        host.sh(&format!(
+            "mkdir {disk}; mount -t tmpfs -o size=32k,nr_inodes=64 small {disk}
+             head -c $((32768 - {free} * 4096)) /dev/zero > {disk}/fill"
+        ))
+        .unwrap();
+        let state = format!("{disk}/state");
+        let may_stay = [state.clone(), format!("{state}/identity")];
+        let may_stay = if free == 0 { &[][..] } else { &may_stay[..] };
+        let may_stay: Vec<&str> = may_stay.iter().map(String::as_str).collect();
+
+        let arguments = ["up", "--state", &state, "--invite", &invite];
+        refused(&host, &arguments, "space", &may_stay);
+
+        let identity = host
+            .sh(&format!(
+                "! [ -e {state}/identity ] || wc -c < {state}/identity"
+            ))
+            .unwrap();
+        let whole = if free == 0 { "" } else { "32" };
+        assert_eq!(identity.trim(), whole, "with {free} pages free");
+    }
+}
+
+#[test]
+fn a_network_that_cannot_be_written_down_is_not_made() {
+    let lab = lab("full-later");
+    let (_fabric, bootstrap) = fabric(&lab);
+    let host = lab.public_host("host").unwrap();
+    host.sh("mkdir /root/disk; mount -t tmpfs -o size=64k,nr_inodes=64 small /root/disk")
+        .unwrap();
+    let state = ["--state", "/root/disk/state"];
+    let _node = host
+        .spawn("farlan", &[&[FARLAN], &state[..], &["up"]].concat())
+        .unwrap();
+    let status = [&[FARLAN], &state[..], &["status"]].concat();
+    eventually(|| host.run(&status)).unwrap();
+
+    for free in 0..4 {
+        host.sh(&format!(
+            "rm -f /root/disk/fill; cat /dev/zero > /root/disk/fill 2>/dev/null || :
+             truncate -s -$(({free} * 4096)) /root/disk/fill"
+        ))
+        .unwrap();
+        let create = ["network", "create", "lab", "--bootstrap", &bootstrap];
+        refused(&host, &[&state[..], &create].concat(), "space", &[]);
+    }
+}
+
+#[test]
+fn the_owner_s_node_too_comes_back_after_a_kill_and_what_it_left_is_healed() {
+    let lab = lab("owner-restart");
+    let (_fabric, bootstrap) = fabric(&lab);
+    let host = host_behind(&lab, Nat::PortRestricted, "a");
+    let mut first = founder(&host, &bootstrap, "lab", &[]);
+    let second = member(&host_behind(&lab, Nat::PortRestricted, "b"), &first, "lab");
+    let before = first.address("lab").unwrap();
+    eventually(|| ping(second.machine(), &before)).unwrap();
+    eventually(|| ping(first.machine(), "b-host")).unwrap();
+    host.bridge("br0", &[]).unwrap();
+    first
+        .farlan(&["port", "add", "br0", "--kind", "guest"])
         .unwrap();
 
-    refused(&host, &["up", "--state", "/root/small/state"], "space", &[]);
+    first.process().kill().unwrap();
+    let mut first = Node::up(&host, FARLAN).unwrap();
+
+    assert_eq!(eventually(|| first.address("lab")).unwrap(), before);
+    eventually(|| ping(second.machine(), &before)).unwrap();
+    eventually(|| ping(first.machine(), "b-host")).unwrap();
+    member(&lab.public_host("third").unwrap(), &first, "lab");
+
+    first.process().terminate().unwrap();
+    let left = host
+        .sh("ls /sys/class/net; grep farlan /etc/hosts || :")
+        .unwrap();
+    let left: Vec<&str> = left.split_whitespace().collect();
+    assert_eq!(left, ["br0", "eth0", "lo"], "nothing of ours is left");
 }

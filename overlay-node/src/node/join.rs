@@ -14,6 +14,7 @@ use crate::{
     api::Answer,
     dhcp::{DhcpConfig, DhcpServer},
     dns::Names,
+    state::StateError,
 };
 use arc_swap::ArcSwap;
 use dht::{
@@ -170,8 +171,7 @@ impl Node {
                 }
             }
         }
-        self.keep(id);
-        Ok(id)
+        self.keep_new(id).await
     }
 
     /// `farlan network create`. A fabric that was named has to answer first: nobody could be invited into the network else.
@@ -261,8 +261,7 @@ impl Node {
             order: self.next_order(),
         };
         let id = self.add_new_member(membership).await?;
-        self.keep(id);
-        Ok(id)
+        self.keep_new(id).await
     }
 
     /// As [`Self::add_member`] for a network that was not there before.
@@ -536,17 +535,28 @@ impl Node {
     }
 
     /// Saves what must outlive a restart.
-    pub(super) fn keep(&mut self, id: NetworkId) {
-        let Some(member) = self.networks.get(&id) else {
-            return;
-        };
-        let saved = member
-            .dir
-            .save("network", &member.stored())
-            .and_then(|()| member.dir.save("leases", &member.leases()));
-        if let Err(error) = saved {
+    pub(super) fn keep(&self, id: NetworkId) {
+        if let Err(error) = self.try_keep(id) {
             warn!(%error, "cannot keep the network's state");
         }
+    }
+
+    fn try_keep(&self, id: NetworkId) -> Result<(), StateError> {
+        let Some(member) = self.networks.get(&id) else {
+            return Ok(());
+        };
+        member.dir.save("network", &member.stored())?;
+        member.dir.save("leases", &member.leases())
+    }
+
+    /// As [`Self::keep`] for a new network, which is given up where it cannot be kept: a restart would lose it.
+    async fn keep_new(&mut self, id: NetworkId) -> Result<NetworkId, String> {
+        if let Err(error) = self.try_keep(id) {
+            self.take_down(id).await;
+            self.forget(id);
+            return Err(error.to_string());
+        }
+        Ok(id)
     }
 
     /// `farlan network leave`.
