@@ -7,6 +7,7 @@ mod client;
 mod commands;
 pub mod demo;
 mod deploy;
+mod invite;
 pub mod lab;
 mod output;
 

@@ -5,7 +5,7 @@
 use crate::encoding::{decode, encode};
 use crate::identity::Identity;
 use crate::membership::Roles;
-use crate::network::Network;
+use crate::network::{INVITE_SECONDS_MAX, Network};
 use biscuit_auth::builder::{Algorithm, BiscuitBuilder, BlockBuilder, fact, int, string};
 use biscuit_auth::{
     AuthorizerBuilder, AuthorizerLimits, Biscuit, KeyPair, PrivateKey, PublicKey,
@@ -21,8 +21,6 @@ use std::time::Duration;
 use std::{fmt, str::FromStr};
 use zeroize::Zeroizing;
 
-/// The longest that an invite may be valid.
-pub const INVITE_SECONDS_MAX: u64 = 30 * 86_400;
 /// The most nodes that one invite admits: their ids must fit one register.
 pub const INVITE_USES_MAX: u32 = 256;
 /// The largest biscuit; a plain one has about 300 bytes, each narrowing adds about 150.

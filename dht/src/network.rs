@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
+/// The longest that an invite may be valid.
+pub const INVITE_SECONDS_MAX: u64 = 30 * 86_400;
 /// How long a lease lasts when the network document says nothing else.
 pub const LEASE_SECONDS_DEFAULT: u32 = 24 * 3600;
 /// The shortest lease: it must be well longer than twice the guard.
@@ -346,7 +348,7 @@ impl NetworkSecret {
     /// The rendezvous keys under which registrars announce themselves at `unix`: one for each week in which
     /// an invite that is alive now may expire, so that no list of invites has to be kept for it.
     pub fn rendezvous_keys(&self, network: NetworkId, unix: u64) -> Vec<Zeroizing<[u8; 32]>> {
-        let last = (unix + crate::invite::INVITE_SECONDS_MAX) / RENDEZVOUS_PERIOD;
+        let last = (unix + INVITE_SECONDS_MAX) / RENDEZVOUS_PERIOD;
         (unix / RENDEZVOUS_PERIOD..=last)
             .map(|week| self.derive(network, "farlan-1 rendezvous", week))
             .collect()

@@ -2,7 +2,7 @@
 
 mod detach;
 mod guests;
-pub(crate) mod networks;
+mod networks;
 mod nodes;
 mod run;
 
@@ -11,11 +11,6 @@ use crate::{
     client::Client,
     demo, deploy,
 };
-use anyhow::Context;
-use std::io::Read;
-
-/// Longer than any invite.
-const TOKEN_BYTES_MAX: u64 = 64 << 10;
 
 /// Does what was typed.
 pub(crate) async fn run(typed: Args) -> anyhow::Result<()> {
@@ -58,22 +53,4 @@ pub(crate) async fn run(typed: Args) -> anyhow::Result<()> {
         }
         Command::Deploy(Deploy::Apply(flags)) => deploy::apply(global, flags).await,
     }
-}
-
-/// The invite that was typed, or standard input's where `-` was: so that it need not show in the process list.
-pub(crate) fn read_token(typed: &str) -> anyhow::Result<String> {
-    let mut text = typed.to_owned();
-    if typed == "-" {
-        text.clear();
-        let mut stdin = std::io::stdin().take(TOKEN_BYTES_MAX);
-        stdin
-            .read_to_string(&mut text)
-            .context("cannot read the invite from standard input")?;
-    }
-    let token: String = text.split_whitespace().collect();
-    anyhow::ensure!(
-        !token.is_empty(),
-        "the invite is empty; paste the whole line that `farlan invite` printed"
-    );
-    Ok(token)
 }

@@ -1,14 +1,12 @@
 //! Networks: made, joined, left, shown; and the invites that let others in.
 
-use super::read_token;
 use crate::{
     args::{Global, Network, Role},
     client::Client,
+    invite::{make_invite, read_token},
     output::{note, or_dash, say, say_json, until},
 };
-use overlay_types::api::{
-    CreateInvite, CreateNetwork, Invite, JoinNetwork, LeaveNetwork, NetworkStatus, Status,
-};
+use overlay_types::api::{CreateNetwork, JoinNetwork, LeaveNetwork, NetworkStatus, Status};
 use std::time::Duration;
 
 /// `farlan network …`.
@@ -172,23 +170,4 @@ pub(super) async fn invite(
         invite.id
     ));
     Ok(())
-}
-
-/// Asks the node for an invite.
-pub(crate) async fn make_invite(
-    client: &Client,
-    role: Role,
-    expires: Duration,
-    uses: u32,
-) -> anyhow::Result<Invite> {
-    let role = match role {
-        Role::Member => "member",
-        Role::Leaf => "leaf",
-    };
-    let request = CreateInvite {
-        role: role.into(),
-        expires_s: expires.as_secs().max(1),
-        uses,
-    };
-    Ok(client.post("/v1/invites", &request).await?)
 }

@@ -3,11 +3,11 @@
 use super::{
     detach::{self, Detached},
     networks::ready_line,
-    read_token,
 };
 use crate::{
     args::{Fabric, Global, Up},
     client::Client,
+    invite::read_token,
     output::{note, say},
 };
 use anyhow::Context;

@@ -10,7 +10,7 @@ mod ssh;
 use crate::{
     args::{Apply, Global, Role},
     client::Client,
-    commands::{networks::make_invite, read_token},
+    invite::{make_invite, read_token},
 };
 use anyhow::{Context, ensure};
 use hosts::Host;
