@@ -9,6 +9,8 @@ CARGO ?= cargo
 FARLAN := $(or $(CARGO_TARGET_DIR),target)/debug/farlan
 # How long each fuzz target runs in `make test`, in milliseconds.
 FUZZ_MS ?= 10000
+# Tests that make interfaces and namespaces, and therefore need root or a user namespace.
+KERNEL := binary(netns) or (package(overlay-node) and kind(test))
 
 .PHONY: demo test prove lint bench build
 
@@ -29,12 +31,15 @@ lint:
 	else echo "advisories: the database cannot be fetched from here, not checked"; fi
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
-test: lint build
+# One build for all, and always --workspace: each other selection of packages unifies features differently, and would
+# build half of the dependencies once more.
+test: lint
 	tests/tools/install test
-	$(CARGO) nextest run --locked --workspace -E 'not (binary(netns) or package(farlan-fuzz))'
+	$(CARGO) build --locked --workspace --all-targets
+	$(CARGO) nextest run --locked --workspace -E 'not ($(KERNEL) or package(farlan-fuzz))'
 	$(CARGO) test --locked --workspace --doc
-	BOLERO_RANDOM_TEST_TIME_MS=$(FUZZ_MS) $(CARGO) nextest run --locked -p farlan-fuzz --no-tests=pass
-	tests/tools/as-root $(CARGO) nextest run --locked -p overlay-tests --test netns
+	BOLERO_RANDOM_TEST_TIME_MS=$(FUZZ_MS) $(CARGO) nextest run --locked --workspace -E 'package(farlan-fuzz)'
+	tests/tools/as-root $(CARGO) nextest run --locked --workspace -E '$(KERNEL)'
 
 prove: build
 	tests/tools/install test
