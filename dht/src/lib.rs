@@ -17,6 +17,7 @@ pub mod network;
 pub mod record;
 pub mod signed;
 pub mod slot;
+#[cfg(feature = "swarm")]
 pub mod swarm;
 #[cfg(test)]
 mod testing;

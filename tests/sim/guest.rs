@@ -11,11 +11,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Pings that wait for an address to be resolved; the oldest goes first.
-const WAITING_MAX: usize = 16;
+/// Repeated in every ping's payload; nobody on the wire may ever see it.
+pub const MARKER: &[u8; 16] = b"farlan-plaintext";
+
+/// Pings that wait for addresses to be resolved; the oldest goes first.
+const WAITING_MAX: usize = 128;
+
+/// How long a ping waits for its address to be resolved, as long as Linux tries.
+const WAITING_TIME: Duration = Duration::from_secs(3);
 
 /// How often an unanswered ARP request is repeated.
 const ARP_RETRY: Duration = Duration::from_secs(1);
+
+/// A ping that is to leave once its address is resolved.
+#[derive(Debug)]
+struct Waiting {
+    to: Ipv4Addr,
+    sequence: u16,
+    bytes: usize,
+    since: Instant,
+}
 
 /// A station behind a port.
 #[derive(Debug)]
@@ -25,8 +40,8 @@ pub struct Guest {
     /// Its IPv4 address.
     pub ip: Ipv4Addr,
     neighbours: BTreeMap<Ipv4Addr, MacAddr>,
-    waiting: VecDeque<(Ipv4Addr, u16, usize)>,
-    asked_at: Option<Instant>,
+    waiting: VecDeque<Waiting>,
+    asked_at: BTreeMap<Ipv4Addr, Instant>,
     sent_at: BTreeMap<u16, Instant>,
     /// Round-trip times of answered pings, by sequence number.
     pub answered: BTreeMap<u16, Duration>,
@@ -41,7 +56,7 @@ impl Guest {
             ip,
             neighbours: BTreeMap::new(),
             waiting: VecDeque::new(),
-            asked_at: None,
+            asked_at: BTreeMap::new(),
             sent_at: BTreeMap::new(),
             answered: BTreeMap::new(),
             next_sequence: 1,
@@ -51,12 +66,17 @@ impl Guest {
     /// Sends one ping with `bytes` of payload: its sequence number and the frames to put on the port.
     pub fn ping(&mut self, to: Ipv4Addr, bytes: usize, now: Instant) -> (u16, Vec<Vec<u8>>) {
         let sequence = self.next_sequence;
-        self.next_sequence += 1;
+        self.next_sequence = self.next_sequence.wrapping_add(1);
         self.sent_at.insert(sequence, now);
         if self.waiting.len() == WAITING_MAX {
             self.waiting.pop_front();
         }
-        self.waiting.push_back((to, sequence, bytes));
+        self.waiting.push_back(Waiting {
+            to,
+            sequence,
+            bytes,
+            since: now,
+        });
         (sequence, self.flush(now))
     }
 
@@ -110,9 +130,8 @@ impl Guest {
 
     /// When to be called again.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.asked_at
-            .filter(|_| !self.waiting.is_empty())
-            .map(|at| at + ARP_RETRY)
+        let asked = |waiting: &Waiting| self.asked_at.get(&waiting.to).map(|&at| at + ARP_RETRY);
+        self.waiting.iter().filter_map(asked).min()
     }
 
     fn handle_arp(&mut self, arp: &ArpPacket, now: Instant) -> Vec<Vec<u8>> {
@@ -135,22 +154,23 @@ impl Guest {
         frames
     }
 
+    /// Lets go what waits for an address that is known now, and asks for those that are not.
     fn flush(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
-        for (to, sequence, bytes) in std::mem::take(&mut self.waiting) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            let to = waiting.to;
             if let Some(&mac) = self.neighbours.get(&to) {
-                frames.push(self.echo(mac.0, to.octets(), true, 7, sequence, &vec![0xa5; bytes]));
-            } else {
-                if self.asked_at.is_none_or(|at| now >= at + ARP_RETRY) {
-                    self.asked_at = Some(now);
-                    frames.push(self.arp(
-                        ArpOperation::REQUEST,
-                        MacAddr::BROADCAST.0,
-                        [0; 6],
-                        to.octets(),
-                    ));
+                let payload: Vec<u8> = MARKER.iter().copied().cycle().take(waiting.bytes).collect();
+                let octets = to.octets();
+                frames.push(self.echo(mac.0, octets, true, 7, waiting.sequence, &payload));
+            } else if now < waiting.since + WAITING_TIME {
+                let asked = self.asked_at.get(&to);
+                if asked.is_none_or(|&at| now >= at + ARP_RETRY) {
+                    self.asked_at.insert(to, now);
+                    let everybody = MacAddr::BROADCAST.0;
+                    frames.push(self.arp(ArpOperation::REQUEST, everybody, [0; 6], to.octets()));
                 }
-                self.waiting.push_back((to, sequence, bytes));
+                self.waiting.push_back(waiting);
             }
         }
         frames

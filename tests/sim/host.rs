@@ -1,5 +1,5 @@
-//! A host of the simulated world: a node (the real engine and workers on simulated I/O, with guests behind its ports), or
-//! an infrastructure node (the real relay server and STUN answers).
+//! A node's data plane in the simulated world: the real engine and workers on simulated I/O, with guests behind its ports.
+//! Who its peers are and what is bound where it is told by [`crate::member`]; infrastructure is in [`crate::infrastructure`].
 
 use crate::guest::Guest;
 use overlay_types::{PathAddr, PeerId, PortId};
@@ -122,8 +122,7 @@ impl NodeHost {
     fn feed(&mut self, port: PortId, frames: Vec<Vec<u8>>, now: Instant, wishes: &mut Wishes) {
         let worker = usize::from(port.0) % self.workers.len();
         for frame in frames {
-            self.buffer.clear();
-            self.buffer.fill(&frame).expect("guests send frames of at most 1514 bytes");
+            assert!(self.buffer.fill(&frame), "guests send frames of at most 1514 bytes");
             self.workers[worker].handle_frame(port, &mut self.buffer, now, wishes);
         }
     }
@@ -137,7 +136,13 @@ impl NodeHost {
                 self.engine.handle_report(report, now);
             }
             for (worker, from, mut bytes) in std::mem::take(&mut wishes.handed_over) {
-                self.workers[usize::from(worker)].handle_handed_over(from, &mut bytes, now, &mut wishes);
+                self.workers[usize::from(worker)].handle_unwrapped(from, &mut bytes, now, &mut wishes);
+            }
+            // Before anything is sent: what is sent may be answered at once.
+            if let Some(snapshot) = self.engine.take_snapshot() {
+                for worker in &mut self.workers {
+                    worker.set_snapshot(Arc::clone(&snapshot));
+                }
             }
             while let Some(transmit) = self.engine.poll_transmit() {
                 sent.push((transmit.to, transmit.bytes));
@@ -147,11 +152,6 @@ impl NodeHost {
             }
             while let Some(event) = self.engine.poll_event() {
                 self.events.push(event);
-            }
-            if let Some(snapshot) = self.engine.take_snapshot(now) {
-                for worker in &mut self.workers {
-                    worker.set_snapshot(Arc::clone(&snapshot), now);
-                }
             }
             for (port, frame) in std::mem::take(&mut wishes.delivered) {
                 if let Some(guest) = self.guests.get_mut(&port) {

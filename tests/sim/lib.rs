@@ -2,5 +2,9 @@
 //! The promise: one seed, one run, bit for bit.
 
 pub mod guest;
+pub mod host;
+pub mod infrastructure;
 pub mod link;
 pub mod nat;
+pub mod trace;
+pub mod world;

@@ -1,26 +1,35 @@
 //! Moves virtual time to the next thing that happens, lets it happen, and repeats. Everything random comes from the seed.
 //!
-//! The world is one IPv4 internet. A host hangs on it by a link, with or without a NAT between. Control connections are
-//! not simulated datagram by datagram: see [`crate::directory`] for what stands in for them, and how it differs.
+//! The world is one IPv4 internet. A host hangs on it by a link, with or without a NAT between; hosts behind one NAT share
+//! a LAN. Sites number their LANs alike, as real ones do. Control connections are not simulated datagram by datagram: see
+//! [`crate::directory`] for what stands in for them.
 
 use crate::{
+    guest::MARKER,
     host::{NodeHost, Sent},
+    infrastructure::{Infrastructure, MAIN_PORT},
     link::{Link, LinkKind},
     nat::{Nat, NatKind},
     trace::Trace,
 };
-use overlay_types::{PeerId, PortId};
+use overlay_types::PortId;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Range,
     time::{Duration, Instant},
 };
-use tunnel::relay::RelayServer;
 
 /// The UDP port of every node's data plane, before any NAT.
 const DATA_PORT: u16 = 41_000;
+
+/// The shortest time between two wakes of a host, so that a deadline in the past cannot stop the world.
+const MOMENT: Duration = Duration::from_micros(100);
+
+/// The most datagrams that an eavesdropper keeps.
+const OVERHEARD_MAX: usize = 4096;
 
 /// A host in the world.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -34,8 +43,10 @@ pub struct NatId(pub usize);
 pub enum Role {
     /// A member.
     Node(Box<NodeHost>),
-    /// An infrastructure node: relay and STUN.
-    Relay(Box<RelayServer>),
+    /// Relay and STUN.
+    Infrastructure(Box<Infrastructure>),
+    /// Somebody who only listens: what came.
+    Stranger(Vec<Vec<u8>>),
     /// Switched off.
     Down,
 }
@@ -46,13 +57,14 @@ struct Host {
     nat: Option<NatId>,
     out: Link,
     back: Link,
+    is_up: bool,
 }
 
 enum Happening {
     /// A datagram leaves the host's link for the NAT or the internet.
-    Leaves { host: HostId, to: SocketAddr, bytes: Vec<u8> },
+    Leaves { host: HostId, from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
     /// A datagram comes to the host over its link.
-    Arrives { host: HostId, from: SocketAddr, bytes: Vec<u8> },
+    Arrives { host: HostId, from: SocketAddr, at: SocketAddr, bytes: Vec<u8> },
     /// Something of the control plane: the number names it.
     Control(u64),
     /// A host wants to be woken.
@@ -69,10 +81,20 @@ pub struct World {
     next_event: u64,
     hosts: Vec<Host>,
     nats: Vec<Nat>,
+    public_hosts: BTreeMap<IpAddr, HostId>,
+    public_nats: BTreeMap<IpAddr, NatId>,
+    lans: BTreeMap<(NatId, IpAddr), HostId>,
+    /// Hosts cut off from all others, together.
+    island: BTreeSet<HostId>,
     wakes: BTreeMap<HostId, Instant>,
+    due: Vec<u64>,
+    eventful: BTreeSet<HostId>,
     /// What happened.
     pub trace: Trace,
-    due: Vec<u64>,
+    /// Datagrams that showed the payload of a guest's frame.
+    pub plaintext_seen: u64,
+    /// What an eavesdropper on every wire has heard, if there is one.
+    pub overheard: Option<Vec<(SocketAddr, Vec<u8>)>>,
 }
 
 impl World {
@@ -87,9 +109,16 @@ impl World {
             next_event: 0,
             hosts: Vec::new(),
             nats: Vec::new(),
+            public_hosts: BTreeMap::new(),
+            public_nats: BTreeMap::new(),
+            lans: BTreeMap::new(),
+            island: BTreeSet::new(),
             wakes: BTreeMap::new(),
-            trace: Trace::default(),
             due: Vec::new(),
+            eventful: BTreeSet::new(),
+            trace: Trace::default(),
+            plaintext_seen: 0,
+            overheard: None,
         }
     }
 
@@ -103,10 +132,19 @@ impl World {
         self.now - self.t0
     }
 
+    /// Notes something in the trace.
+    pub fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        self.trace.note(self.now - self.t0, what, &[]);
+    }
+
+    // ---- building ----
+
     /// A NAT with a public address of its own.
     pub fn add_nat(&mut self, kind: NatKind) -> NatId {
         let id = NatId(self.nats.len());
-        self.nats.push(Nat::new(kind, public_address(1, id.0)));
+        let public = public_address(1, id.0);
+        self.nats.push(Nat::new(kind, public));
+        self.public_nats.insert(public, id);
         id
     }
 
@@ -114,8 +152,17 @@ impl World {
     pub fn add_host(&mut self, nat: Option<NatId>, link: LinkKind) -> HostId {
         let id = HostId(self.hosts.len());
         let ip = match nat {
-            Some(_) => IpAddr::V4(Ipv4Addr::new(192, 168, (id.0 / 250) as u8, (id.0 % 250 + 2) as u8)),
-            None => public_address(0, id.0),
+            Some(nat) => {
+                let neighbours = self.lans.keys().filter(|(of, _)| *of == nat).count();
+                let ip = IpAddr::V4(Ipv4Addr::new(192, 168, 1, neighbours as u8 + 2));
+                self.lans.insert((nat, ip), id);
+                ip
+            }
+            None => {
+                let ip = public_address(0, id.0);
+                self.public_hosts.insert(ip, id);
+                ip
+            }
         };
         self.hosts.push(Host {
             role: Role::Down,
@@ -123,6 +170,7 @@ impl World {
             nat,
             out: Link::new(link),
             back: Link::new(link),
+            is_up: true,
         });
         id
     }
@@ -132,47 +180,35 @@ impl World {
         self.hosts[host.0].address
     }
 
+    /// Where the host offers relay and STUN, if it does.
+    pub fn service_address(&self, host: HostId) -> SocketAddr {
+        SocketAddr::new(self.hosts[host.0].address.ip(), MAIN_PORT)
+    }
+
+    /// The NAT in front of a host.
+    pub fn nat_of(&self, host: HostId) -> Option<NatId> {
+        self.hosts[host.0].nat
+    }
+
+    // ---- what can befall it ----
+
     /// Switches a host on as this, or off.
     pub fn set_role(&mut self, host: HostId, role: Role) {
-        self.trace.note(self.now - self.t0, format_args!("host {} changes", host.0), &[]);
+        self.note(format_args!("host {} changes", host.0));
         self.hosts[host.0].role = role;
         self.reschedule(host);
     }
 
-    /// The node on a host.
-    pub fn node(&mut self, host: HostId) -> Option<&mut NodeHost> {
-        match &mut self.hosts[host.0].role {
-            Role::Node(node) => Some(node),
-            Role::Relay(_) | Role::Down => None,
-        }
-    }
-
-    /// The relay on a host.
-    pub fn relay(&mut self, host: HostId) -> Option<&mut RelayServer> {
-        match &mut self.hosts[host.0].role {
-            Role::Relay(relay) => Some(relay),
-            Role::Node(_) | Role::Down => None,
-        }
-    }
-
-    /// Every host that runs a node, with who it is.
-    pub fn nodes(&self) -> Vec<(HostId, PeerId)> {
-        let node = |(i, host): (usize, &Host)| match &host.role {
-            Role::Node(node) => Some((HostId(i), node.peer)),
-            Role::Relay(_) | Role::Down => None,
-        };
-        self.hosts.iter().enumerate().filter_map(node).collect()
-    }
-
     /// Reboots a NAT.
     pub fn rebind(&mut self, nat: NatId) {
-        self.trace.note(self.now - self.t0, format_args!("nat {} forgets", nat.0), &[]);
+        self.note(format_args!("nat {} forgets", nat.0));
         self.nats[nat.0].rebind();
     }
 
     /// Cuts or mends a host's link.
     pub fn set_link_up(&mut self, host: HostId, up: bool) {
-        self.trace.note(self.now - self.t0, format_args!("host {} link up: {up}", host.0), &[]);
+        self.note(format_args!("host {} link up: {up}", host.0));
+        self.hosts[host.0].is_up = up;
         self.hosts[host.0].out.set_up(up);
         self.hosts[host.0].back.set_up(up);
     }
@@ -183,10 +219,60 @@ impl World {
         self.hosts[host.0].back.set_kind(kind);
     }
 
+    /// Cuts these hosts off from all others, and mends whatever was cut so before.
+    pub fn set_island(&mut self, island: BTreeSet<HostId>) {
+        self.note(format_args!("the island is {island:?}"));
+        self.island = island;
+    }
+
+    /// Whether two hosts that run could exchange anything at all.
+    pub fn is_connected(&self, a: HostId, b: HostId) -> bool {
+        let runs = |host: HostId| self.hosts[host.0].is_up && !matches!(self.hosts[host.0].role, Role::Down);
+        runs(a) && runs(b) && self.on_island(a) == self.on_island(b)
+    }
+
+    /// Whether a host is cut off together with others.
+    pub fn on_island(&self, host: HostId) -> bool {
+        self.island.contains(&host)
+    }
+
+    /// Whether anybody is.
+    pub fn is_partitioned(&self) -> bool {
+        !self.island.is_empty()
+    }
+
+    // ---- what runs in it ----
+
+    /// The node on a host.
+    pub fn node(&self, host: HostId) -> Option<&NodeHost> {
+        match &self.hosts[host.0].role {
+            Role::Node(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// Relay and STUN on a host.
+    pub fn infrastructure(&mut self, host: HostId) -> Option<&mut Infrastructure> {
+        match &mut self.hosts[host.0].role {
+            Role::Infrastructure(infrastructure) => Some(infrastructure),
+            _ => None,
+        }
+    }
+
+    /// What came to a stranger.
+    pub fn heard_by(&self, host: HostId) -> &[Vec<u8>] {
+        match &self.hosts[host.0].role {
+            Role::Stranger(heard) => heard,
+            _ => &[],
+        }
+    }
+
     /// Does something with a node, then whatever follows from it.
     pub fn with_node<R>(&mut self, host: HostId, f: impl FnOnce(&mut NodeHost, Instant) -> R) -> Option<R> {
         let now = self.now;
-        let node = self.node(host)?;
+        let Role::Node(node) = &mut self.hosts[host.0].role else {
+            return None;
+        };
         let result = f(node, now);
         let sent = node.drain(now);
         self.send_all(host, sent);
@@ -197,11 +283,20 @@ impl World {
     /// Lets the guest behind a port send frames.
     pub fn send_frames(&mut self, host: HostId, port: PortId, frames: Vec<Vec<u8>>) {
         let now = self.now;
-        let Some(node) = self.node(host) else { return };
+        let Role::Node(node) = &mut self.hosts[host.0].role else {
+            return;
+        };
         let sent = node.handle_frames(port, frames, now);
         self.send_all(host, sent);
         self.reschedule(host);
     }
+
+    /// Sends a datagram from a host's data port, whatever runs there.
+    pub fn send_datagram(&mut self, host: HostId, to: SocketAddr, bytes: Vec<u8>) {
+        self.send_all(host, vec![(to, bytes)]);
+    }
+
+    // ---- time ----
 
     /// Has [`Self::step`] hand back `number` after `delay`: how the control plane's model keeps time.
     pub fn after(&mut self, delay: Duration, number: u64) {
@@ -210,19 +305,16 @@ impl World {
 
     /// Lets the next thing happen, at the latest at `until`. `false` once nothing is left before that.
     pub fn step(&mut self, until: Instant) -> bool {
-        let Some(entry) = self.queue.first_entry() else {
+        let next = self.queue.first_entry().filter(|entry| entry.key().0 <= until);
+        let Some(entry) = next else {
             self.now = until;
             return false;
         };
-        if entry.key().0 > until {
-            self.now = until;
-            return false;
-        }
         let ((at, _), happening) = entry.remove_entry();
         self.now = at;
         match happening {
-            Happening::Leaves { host, to, bytes } => self.leaves(host, to, bytes),
-            Happening::Arrives { host, from, bytes } => self.arrives(host, from, bytes),
+            Happening::Leaves { host, from, to, bytes } => self.leaves(host, from, to, bytes),
+            Happening::Arrives { host, from, at, bytes } => self.arrives(host, from, at, bytes),
             Happening::Control(number) => self.due.push(number),
             Happening::Wake(host) => self.wake(host),
         }
@@ -234,58 +326,85 @@ impl World {
         std::mem::take(&mut self.due)
     }
 
+    /// Hosts whose engine had something to say.
+    pub fn take_eventful(&mut self) -> BTreeSet<HostId> {
+        std::mem::take(&mut self.eventful)
+    }
+
+    /// A random duration out of `range`.
+    pub fn random_delay(&mut self, range: &Range<Duration>) -> Duration {
+        self.rng.random_range(range.clone())
+    }
+
     fn push(&mut self, at: Instant, happening: Happening) {
         self.next_event += 1;
         self.queue.insert((at, self.next_event), happening);
     }
 
     fn send_all(&mut self, host: HostId, sent: Sent) {
+        let from = self.hosts[host.0].address;
         for (to, bytes) in sent {
-            let arrival = self.hosts[host.0].out.send(bytes.len(), self.now, &mut self.rng);
-            if let Some(at) = arrival {
-                self.push(at, Happening::Leaves { host, to, bytes });
+            self.send_from(host, from, to, bytes);
+        }
+    }
+
+    fn send_from(&mut self, host: HostId, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+        let arrival = self.hosts[host.0].out.send(bytes.len(), self.now, &mut self.rng);
+        if let Some(at) = arrival {
+            self.push(at, Happening::Leaves { host, from, to, bytes });
+        }
+    }
+
+    fn leaves(&mut self, host: HostId, inside: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+        self.plaintext_seen += u64::from(bytes.windows(MARKER.len()).any(|window| window == MARKER));
+        if let Some(overheard) = self.overheard.as_mut().filter(|heard| heard.len() < OVERHEARD_MAX) {
+            overheard.push((to, bytes.clone()));
+        }
+        let Some((receiver, from, at)) = self.route(host, inside, to) else {
+            return;
+        };
+        if self.on_island(host) != self.on_island(receiver) {
+            return;
+        }
+        if let Some(arrival) = self.hosts[receiver.0].back.send(bytes.len(), self.now, &mut self.rng) {
+            self.push(arrival, Happening::Arrives { host: receiver, from, at, bytes });
+        }
+    }
+
+    /// Which host a datagram reaches, where it seems to come from, and at which of the host's own addresses it arrives.
+    fn route(&mut self, sender: HostId, inside: SocketAddr, to: SocketAddr) -> Option<(HostId, SocketAddr, SocketAddr)> {
+        let mut from = inside;
+        if let Some(nat) = self.hosts[sender.0].nat {
+            if let Some(&neighbour) = self.lans.get(&(nat, to.ip())) {
+                return Some((neighbour, inside, to));
             }
+            from = self.nats[nat.0].outbound(inside, to, self.now, &mut self.rng);
         }
-    }
-
-    fn leaves(&mut self, host: HostId, to: SocketAddr, bytes: Vec<u8>) {
-        let inside = self.hosts[host.0].address;
-        let from = match self.hosts[host.0].nat {
-            Some(nat) => self.nats[nat.0].outbound(inside, to, self.now, &mut self.rng),
-            None => inside,
-        };
-        let Some(receiver) = self.route(host, from, to) else { return };
-        // On one site's LAN both see each other's own addresses.
-        let from = if self.hosts[receiver.0].address == to && self.hosts[receiver.0].nat.is_some() { inside } else { from };
-        if let Some(at) = self.hosts[receiver.0].back.send(bytes.len(), self.now, &mut self.rng) {
-            self.push(at, Happening::Arrives { host: receiver, from, bytes });
+        if let Some(&nat) = self.public_nats.get(&to.ip()) {
+            let at = self.nats[nat.0].inbound(to.port(), from, self.now)?;
+            return Some((*self.lans.get(&(nat, at.ip()))?, from, at));
         }
+        Some((*self.public_hosts.get(&to.ip())?, from, to))
     }
 
-    /// Which host a datagram reaches: by its public address, through its NAT, or on the same LAN.
-    fn route(&mut self, sender: HostId, from: SocketAddr, to: SocketAddr) -> Option<HostId> {
-        let sender_nat = self.hosts[sender.0].nat;
-        let inside = match self.nats.iter_mut().find(|nat| nat.public() == to.ip()) {
-            Some(nat) => nat.inbound(to.port(), from, self.now)?,
-            None => to,
-        };
-        let through_nat = inside != to;
-        let reached = |host: &Host| {
-            host.address == inside && (host.nat.is_none() || through_nat || (host.nat == sender_nat && sender_nat.is_some()))
-        };
-        self.hosts.iter().position(reached).map(HostId)
-    }
-
-    fn arrives(&mut self, host: HostId, from: SocketAddr, mut bytes: Vec<u8>) {
-        let (at, now) = (self.now - self.t0, self.now);
-        self.trace.note(at, format_args!("{from} -> host {}: {} bytes, type {:#04x}", host.0, bytes.len(), bytes.first().copied().unwrap_or(0)), &bytes);
-        let sent = match &mut self.hosts[host.0].role {
-            Role::Node(node) => node.handle_datagram(from, &mut bytes, now),
-            Role::Relay(relay) => crate::infrastructure::answer(relay, from, &mut bytes, now),
-            Role::Down => Vec::new(),
-        };
-        self.send_all(host, sent);
-        self.reschedule(host);
+    fn arrives(&mut self, host: HostId, from: SocketAddr, at: SocketAddr, mut bytes: Vec<u8>) {
+        let (elapsed, now) = (self.now - self.t0, self.now);
+        let (length, kind) = (bytes.len(), bytes.first().copied().unwrap_or(0));
+        self.trace.note(elapsed, format_args!("{from} -> host {}: {length} bytes, type {kind:#04x}", host.0), &bytes);
+        match &mut self.hosts[host.0].role {
+            Role::Node(node) if at.port() == DATA_PORT => {
+                let sent = node.handle_datagram(from, &mut bytes, now);
+                self.send_all(host, sent);
+                self.reschedule(host);
+            }
+            Role::Infrastructure(infrastructure) => {
+                if let Some(answer) = infrastructure.handle_datagram(from, at, bytes, now) {
+                    self.send_from(host, answer.from, answer.to, answer.bytes);
+                }
+            }
+            Role::Stranger(heard) => heard.push(bytes),
+            Role::Node(_) | Role::Down => {}
+        }
     }
 
     fn wake(&mut self, host: HostId) {
@@ -294,31 +413,38 @@ impl World {
             return; // an earlier wake was planned since, and has been
         }
         self.wakes.remove(&host);
-        if let Role::Node(node) = &mut self.hosts[host.0].role {
-            let sent = node.handle_timeout(now);
-            self.send_all(host, sent);
+        match &mut self.hosts[host.0].role {
+            Role::Node(node) => {
+                let sent = node.handle_timeout(now);
+                self.send_all(host, sent);
+            }
+            Role::Infrastructure(infrastructure) => infrastructure.relay.handle_timeout(now),
+            Role::Stranger(_) | Role::Down => {}
         }
         self.reschedule(host);
     }
 
     /// Sees to it that a host is woken in time; a wake that comes too early does no harm.
     fn reschedule(&mut self, host: HostId) {
-        let Role::Node(node) = &self.hosts[host.0].role else { return };
-        let Some(at) = node.poll_timeout().map(|at| at.max(self.now + MOMENT)) else { return };
+        let at = match &self.hosts[host.0].role {
+            Role::Node(node) => {
+                if !node.events.is_empty() {
+                    self.eventful.insert(host);
+                }
+                node.poll_timeout()
+            }
+            Role::Infrastructure(infrastructure) => infrastructure.relay.poll_timeout().map(|(at, _)| at),
+            Role::Stranger(_) | Role::Down => None,
+        };
+        let Some(at) = at.map(|at| at.max(self.now + MOMENT)) else {
+            return;
+        };
         if self.wakes.get(&host).is_none_or(|&planned| at < planned) {
             self.wakes.insert(host, at);
             self.push(at, Happening::Wake(host));
         }
     }
-
-    /// A random delay between the two.
-    pub fn random_delay(&mut self, from: Duration, to: Duration) -> Duration {
-        self.rng.random_range(from..to)
-    }
 }
-
-/// The shortest time between two wakes of a host, so that a deadline in the past cannot stop the world.
-const MOMENT: Duration = Duration::from_micros(100);
 
 /// Public addresses: hosts out of 198.18.0.0/16, NATs out of 198.19.0.0/16 (RFC 2544).
 fn public_address(block: u8, index: usize) -> IpAddr {
