@@ -1,3 +1,9 @@
-//! x
-#[test]
-fn t() {}
+//! Whole networks on virtual time: the stories that the parts must tell together. Every story is told again from its
+//! seed, bit for bit; `FARLAN_SEED=7` gives it another one.
+
+mod common;
+mod explore;
+mod faults;
+mod fifty;
+mod joining;
+mod paths;

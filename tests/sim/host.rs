@@ -3,12 +3,7 @@
 
 use crate::guest::Guest;
 use overlay_types::{PathAddr, PeerId, PortId};
-use std::{
-    collections::BTreeMap,
-    net::SocketAddr,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
 use tunnel::{
     engine::{Engine, Event},
     packet_buf::PacketBuf,
@@ -67,7 +62,14 @@ impl Output for Wishes {
 impl NodeHost {
     /// A node with this data plane and no guests.
     pub fn new(peer: PeerId, engine: Engine, workers: Vec<Worker>) -> Self {
-        Self { peer, engine, workers, guests: BTreeMap::new(), events: Vec::new(), buffer: PacketBuf::new() }
+        Self {
+            peer,
+            engine,
+            workers,
+            guests: BTreeMap::new(),
+            events: Vec::new(),
+            buffer: PacketBuf::new(),
+        }
     }
 
     /// A datagram arrives on the data port. The kernel spreads flows over the sockets by source; so does this.
@@ -114,7 +116,10 @@ impl NodeHost {
     /// When to be called again.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let engine = self.engine.poll_timeout().map(|(at, _)| at);
-        let workers = self.workers.iter().filter_map(|worker| worker.poll_timeout().map(|(at, _)| at));
+        let workers = self
+            .workers
+            .iter()
+            .filter_map(|worker| worker.poll_timeout().map(|(at, _)| at));
         let guests = self.guests.values().filter_map(Guest::poll_timeout);
         engine.into_iter().chain(workers).chain(guests).min()
     }
@@ -122,7 +127,10 @@ impl NodeHost {
     fn feed(&mut self, port: PortId, frames: Vec<Vec<u8>>, now: Instant, wishes: &mut Wishes) {
         let worker = usize::from(port.0) % self.workers.len();
         for frame in frames {
-            assert!(self.buffer.fill(&frame), "guests send frames of at most 1514 bytes");
+            assert!(
+                self.buffer.fill(&frame),
+                "guests send frames of at most 1514 bytes"
+            );
             self.workers[worker].handle_frame(port, &mut self.buffer, now, wishes);
         }
     }
@@ -136,7 +144,12 @@ impl NodeHost {
                 self.engine.handle_report(report, now);
             }
             for (worker, from, mut bytes) in std::mem::take(&mut wishes.handed_over) {
-                self.workers[usize::from(worker)].handle_unwrapped(from, &mut bytes, now, &mut wishes);
+                self.workers[usize::from(worker)].handle_unwrapped(
+                    from,
+                    &mut bytes,
+                    now,
+                    &mut wishes,
+                );
             }
             // Before anything is sent: what is sent may be answered at once.
             if let Some(snapshot) = self.engine.take_snapshot() {
@@ -159,7 +172,10 @@ impl NodeHost {
                     self.feed(port, answers, now, &mut wishes);
                 }
             }
-            let idle = wishes.sent.is_empty() && wishes.reports.is_empty() && wishes.handed_over.is_empty() && wishes.delivered.is_empty();
+            let idle = wishes.sent.is_empty()
+                && wishes.reports.is_empty()
+                && wishes.handed_over.is_empty()
+                && wishes.delivered.is_empty();
             if idle {
                 return sent;
             }

@@ -42,16 +42,38 @@ impl Infrastructure {
     }
 
     /// A datagram from `from` arrives at `at`.
-    pub fn handle_datagram(&mut self, from: SocketAddr, at: SocketAddr, mut bytes: Vec<u8>, now: Instant) -> Option<Answer> {
-        let other = if at == self.main { self.alternate } else { self.main };
+    pub fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        at: SocketAddr,
+        mut bytes: Vec<u8>,
+        now: Instant,
+    ) -> Option<Answer> {
+        let other = if at == self.main {
+            self.alternate
+        } else {
+            self.main
+        };
         if matches!(classify(&bytes), DatagramKind::Stun) {
             let answer = stun::server_answer(&bytes, from, at, other)?;
             let source = if answer.from_other { other } else { at };
-            return Some(Answer { from: source, to: from, bytes: answer.bytes });
+            return Some(Answer {
+                from: source,
+                to: from,
+                bytes: answer.bytes,
+            });
         }
         match self.relay.handle_datagram(from, &mut bytes, now) {
-            Verdict::Forward(to) => Some(Answer { from: at, to, bytes }),
-            Verdict::Reply(reply) => Some(Answer { from: at, to: from, bytes: reply.to_vec() }),
+            Verdict::Forward(to) => Some(Answer {
+                from: at,
+                to,
+                bytes,
+            }),
+            Verdict::Reply(reply) => Some(Answer {
+                from: at,
+                to: from,
+                bytes: reply.to_vec(),
+            }),
             Verdict::Drop => None,
         }
     }

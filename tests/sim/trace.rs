@@ -35,12 +35,22 @@ impl Trace {
 
     /// One number for the whole run.
     pub fn digest(&self) -> String {
-        self.digest.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        self.digest
+            .clone()
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// The last `count` lines, for the message of a failed assertion.
     pub fn tail(&self, count: usize) -> String {
         let skip = self.lines.len().saturating_sub(count);
-        self.lines.iter().skip(skip).cloned().collect::<Vec<_>>().join("\n")
+        self.lines
+            .iter()
+            .skip(skip)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }

@@ -62,9 +62,19 @@ struct Host {
 
 enum Happening {
     /// A datagram leaves the host's link for the NAT or the internet.
-    Leaves { host: HostId, from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
+    Leaves {
+        host: HostId,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    },
     /// A datagram comes to the host over its link.
-    Arrives { host: HostId, from: SocketAddr, at: SocketAddr, bytes: Vec<u8> },
+    Arrives {
+        host: HostId,
+        from: SocketAddr,
+        at: SocketAddr,
+        bytes: Vec<u8>,
+    },
     /// Something of the control plane: the number names it.
     Control(u64),
     /// A host wants to be woken.
@@ -227,7 +237,9 @@ impl World {
 
     /// Whether two hosts that run could exchange anything at all.
     pub fn is_connected(&self, a: HostId, b: HostId) -> bool {
-        let runs = |host: HostId| self.hosts[host.0].is_up && !matches!(self.hosts[host.0].role, Role::Down);
+        let runs = |host: HostId| {
+            self.hosts[host.0].is_up && !matches!(self.hosts[host.0].role, Role::Down)
+        };
         runs(a) && runs(b) && self.on_island(a) == self.on_island(b)
     }
 
@@ -268,7 +280,11 @@ impl World {
     }
 
     /// Does something with a node, then whatever follows from it.
-    pub fn with_node<R>(&mut self, host: HostId, f: impl FnOnce(&mut NodeHost, Instant) -> R) -> Option<R> {
+    pub fn with_node<R>(
+        &mut self,
+        host: HostId,
+        f: impl FnOnce(&mut NodeHost, Instant) -> R,
+    ) -> Option<R> {
         let now = self.now;
         let Role::Node(node) = &mut self.hosts[host.0].role else {
             return None;
@@ -305,7 +321,10 @@ impl World {
 
     /// Lets the next thing happen, at the latest at `until`. `false` once nothing is left before that.
     pub fn step(&mut self, until: Instant) -> bool {
-        let next = self.queue.first_entry().filter(|entry| entry.key().0 <= until);
+        let next = self
+            .queue
+            .first_entry()
+            .filter(|entry| entry.key().0 <= until);
         let Some(entry) = next else {
             self.now = until;
             return false;
@@ -313,8 +332,18 @@ impl World {
         let ((at, _), happening) = entry.remove_entry();
         self.now = at;
         match happening {
-            Happening::Leaves { host, from, to, bytes } => self.leaves(host, from, to, bytes),
-            Happening::Arrives { host, from, at, bytes } => self.arrives(host, from, at, bytes),
+            Happening::Leaves {
+                host,
+                from,
+                to,
+                bytes,
+            } => self.leaves(host, from, to, bytes),
+            Happening::Arrives {
+                host,
+                from,
+                at,
+                bytes,
+            } => self.arrives(host, from, at, bytes),
             Happening::Control(number) => self.due.push(number),
             Happening::Wake(host) => self.wake(host),
         }
@@ -349,15 +378,30 @@ impl World {
     }
 
     fn send_from(&mut self, host: HostId, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        let arrival = self.hosts[host.0].out.send(bytes.len(), self.now, &mut self.rng);
+        let arrival = self.hosts[host.0]
+            .out
+            .send(bytes.len(), self.now, &mut self.rng);
         if let Some(at) = arrival {
-            self.push(at, Happening::Leaves { host, from, to, bytes });
+            self.push(
+                at,
+                Happening::Leaves {
+                    host,
+                    from,
+                    to,
+                    bytes,
+                },
+            );
         }
     }
 
     fn leaves(&mut self, host: HostId, inside: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        self.plaintext_seen += u64::from(bytes.windows(MARKER.len()).any(|window| window == MARKER));
-        if let Some(overheard) = self.overheard.as_mut().filter(|heard| heard.len() < OVERHEARD_MAX) {
+        self.plaintext_seen +=
+            u64::from(bytes.windows(MARKER.len()).any(|window| window == MARKER));
+        if let Some(overheard) = self
+            .overheard
+            .as_mut()
+            .filter(|heard| heard.len() < OVERHEARD_MAX)
+        {
             overheard.push((to, bytes.clone()));
         }
         let Some((receiver, from, at)) = self.route(host, inside, to) else {
@@ -366,13 +410,30 @@ impl World {
         if self.on_island(host) != self.on_island(receiver) {
             return;
         }
-        if let Some(arrival) = self.hosts[receiver.0].back.send(bytes.len(), self.now, &mut self.rng) {
-            self.push(arrival, Happening::Arrives { host: receiver, from, at, bytes });
+        if let Some(arrival) =
+            self.hosts[receiver.0]
+                .back
+                .send(bytes.len(), self.now, &mut self.rng)
+        {
+            self.push(
+                arrival,
+                Happening::Arrives {
+                    host: receiver,
+                    from,
+                    at,
+                    bytes,
+                },
+            );
         }
     }
 
     /// Which host a datagram reaches, where it seems to come from, and at which of the host's own addresses it arrives.
-    fn route(&mut self, sender: HostId, inside: SocketAddr, to: SocketAddr) -> Option<(HostId, SocketAddr, SocketAddr)> {
+    fn route(
+        &mut self,
+        sender: HostId,
+        inside: SocketAddr,
+        to: SocketAddr,
+    ) -> Option<(HostId, SocketAddr, SocketAddr)> {
         let mut from = inside;
         if let Some(nat) = self.hosts[sender.0].nat {
             if let Some(&neighbour) = self.lans.get(&(nat, to.ip())) {
@@ -390,7 +451,14 @@ impl World {
     fn arrives(&mut self, host: HostId, from: SocketAddr, at: SocketAddr, mut bytes: Vec<u8>) {
         let (elapsed, now) = (self.now - self.t0, self.now);
         let (length, kind) = (bytes.len(), bytes.first().copied().unwrap_or(0));
-        self.trace.note(elapsed, format_args!("{from} -> host {}: {length} bytes, type {kind:#04x}", host.0), &bytes);
+        self.trace.note(
+            elapsed,
+            format_args!(
+                "{from} -> host {}: {length} bytes, type {kind:#04x}",
+                host.0
+            ),
+            &bytes,
+        );
         match &mut self.hosts[host.0].role {
             Role::Node(node) if at.port() == DATA_PORT => {
                 let sent = node.handle_datagram(from, &mut bytes, now);
@@ -433,7 +501,9 @@ impl World {
                 }
                 node.poll_timeout()
             }
-            Role::Infrastructure(infrastructure) => infrastructure.relay.poll_timeout().map(|(at, _)| at),
+            Role::Infrastructure(infrastructure) => {
+                infrastructure.relay.poll_timeout().map(|(at, _)| at)
+            }
             Role::Stranger(_) | Role::Down => None,
         };
         let Some(at) = at.map(|at| at.max(self.now + MOMENT)) else {
@@ -448,5 +518,10 @@ impl World {
 
 /// Public addresses: hosts out of 198.18.0.0/16, NATs out of 198.19.0.0/16 (RFC 2544).
 fn public_address(block: u8, index: usize) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(198, 18 + block, (index / 250) as u8, (index % 250 + 1) as u8))
+    IpAddr::V4(Ipv4Addr::new(
+        198,
+        18 + block,
+        (index / 250) as u8,
+        (index % 250 + 1) as u8,
+    ))
 }
