@@ -66,7 +66,8 @@ fn step(overlay: &mut Overlay) -> String {
             format!("member {} restarts after {seconds} s", id.0)
         }
         5 => {
-            let lost = overlay.infrastructure()[overlay.world.rng.random_range(0..2)];
+            let which = overlay.world.rng.random_range(0..2);
+            let lost = overlay.infrastructure()[which];
             overlay.world.set_role(lost, Role::Down);
             overlay.run(seconds * SECOND);
             overlay.start_infrastructure(lost);

@@ -3,6 +3,7 @@
 use crate::common::{SECOND, network, start_all};
 use overlay_types::PathKind;
 use sim::{link::LinkKind, nat::NatKind, overlay::Overlay, world::Role};
+use std::collections::BTreeSet;
 
 const PUNCHABLE: Option<NatKind> = Some(NatKind::PORT_RESTRICTED);
 
@@ -16,7 +17,7 @@ fn after_its_nat_forgot_every_mapping_a_member_is_pinged_again() {
 
     overlay.world.rebind(nat);
     let again = overlay.ping(a, b, 30 * SECOND);
-    let direct = overlay.run_until(60 * SECOND, is_direct);
+    let direct = overlay.run_until(900 * SECOND, is_direct);
 
     assert!(
         again.is_some() && direct.is_some(),
@@ -135,7 +136,7 @@ fn a_partition_parts_its_sides_only_and_heals() {
         "a side without the registrar allocates nothing"
     );
 
-    overlay.set_island(Default::default());
+    overlay.set_island(BTreeSet::new());
     let healed = overlay.ping(here[0], there[0], 30 * SECOND);
     let joined = overlay.run_until(30 * SECOND, |overlay| overlay.is_ready(newcomer));
     assert!(
