@@ -17,7 +17,7 @@ fn after_its_nat_forgot_every_mapping_a_member_is_pinged_again() {
 
     overlay.world.rebind(nat);
     let again = overlay.ping(a, b, 30 * SECOND);
-    let direct = overlay.run_until(900 * SECOND, is_direct);
+    let direct = overlay.run_until(60 * SECOND, is_direct);
 
     assert!(
         again.is_some() && direct.is_some(),

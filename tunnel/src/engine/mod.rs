@@ -44,6 +44,9 @@ const REFRESH_PAUSE: Duration = Duration::from_secs(5);
 /// After our ways in changed, more of them usually follow; unanswered handshakes are tried again after this.
 const SETTLING: Duration = Duration::from_millis(100);
 
+/// Relays of which it is remembered where they saw us; a node has places at two or so at a time.
+const RELAYS_REMEMBERED_MAX: usize = 16;
+
 /// The engine of one node.
 pub struct Engine {
     ctx: Context,
@@ -56,6 +59,8 @@ pub struct Engine {
     /// Our ways in, as last told.
     candidates: Vec<Candidate>,
     refreshed_at: Option<Instant>,
+    /// Where each relay saw us last: a change tells that the NAT gave us another mapping.
+    seen_by_relays: BTreeMap<SocketAddr, SocketAddr>,
     snapshot: Arc<Snapshot>,
     is_published: bool,
     budgets: Budgets,
@@ -77,6 +82,7 @@ impl Engine {
             observed: VecDeque::new(),
             candidates: Vec::new(),
             refreshed_at: None,
+            seen_by_relays: BTreeMap::new(),
             snapshot: Arc::default(),
             is_published: false,
             budgets: Budgets::default(),
@@ -485,9 +491,7 @@ impl Engine {
                     self.ctx.tell(Event::NatLearned(behaviour));
                 }
             } else if let Some(event) = self.relay.poll_event() {
-                if let RelayEvent::Lost(candidate) = event {
-                    self.ctx.tell(Event::RelayLost(candidate));
-                }
+                self.handle_relay_event(event, now);
             } else {
                 break;
             }
@@ -504,6 +508,25 @@ impl Engine {
                 peer.agent.set_local_candidates(&self.candidates, now);
                 peer.retry_handshake(now + SETTLING);
                 peer.settle(&mut self.ctx, now);
+            }
+        }
+    }
+
+    fn handle_relay_event(&mut self, event: RelayEvent, now: Instant) {
+        match event {
+            RelayEvent::Lost(candidate) => self.ctx.tell(Event::RelayLost(candidate)),
+            RelayEvent::Bound {
+                candidate,
+                observed,
+            } => {
+                let relay = candidate.path_addr().socket_addr();
+                let before = self.seen_by_relays.insert(relay, observed);
+                if before.is_some_and(|before| before != observed) {
+                    self.stun.refresh(now);
+                }
+                if self.seen_by_relays.len() > RELAYS_REMEMBERED_MAX {
+                    self.seen_by_relays.pop_first();
+                }
             }
         }
     }
