@@ -186,10 +186,15 @@ fn start_plane(
 ) -> Result<tunnel::io::DataPlane, NodeError> {
     let mut seed = [0; 32];
     rand::RngCore::fill_bytes(&mut rand::rng(), &mut seed);
+    let mut dropped = 0_u64;
     let sink = Box::new(move |event| {
         // A full inbox means that the node is far behind; the data plane must not wait for it.
         if mail.try_send(actor::Mail::Plane(event)).is_err() {
-            tracing::warn!("the node is too busy to hear of the data plane's event");
+            dropped += 1;
+            tracing::warn!(
+                dropped,
+                "the node is too busy to hear of the data plane's event"
+            );
         }
     });
     let config = tunnel::io::DataPlaneConfig {

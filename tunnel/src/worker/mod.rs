@@ -240,6 +240,8 @@ impl State {
                         now,
                         out,
                     );
+                } else {
+                    self.count(Counter::DropStorm, now);
                 }
             }
             Verdict::Punt => {
@@ -269,6 +271,8 @@ impl State {
                         now,
                         out,
                     );
+                } else {
+                    self.count(Counter::DropStorm, now);
                 }
             }
         }
