@@ -30,11 +30,25 @@ struct Host {
     /// Its clock runs ahead or behind by this, within what the protocol tolerates.
     skew: i64,
     back_at: Instant,
+    /// When all that was given to the disk is there.
+    written_at: Instant,
 }
 
 enum Delivery {
     Message(PeerId, usize, Box<RegistrarMessage>),
-    Persisted(usize, u64, u32),
+    /// Records reach the disk, in the order in which they were written; then the registrar hears of it, or dies before.
+    Written {
+        host: usize,
+        life: u32,
+        id: u64,
+        records: Vec<(Vec<u8>, Vec<u8>)>,
+        dies: bool,
+    },
+    /// The power goes while something is on its way to the disk.
+    Died {
+        host: usize,
+        life: u32,
+    },
 }
 
 struct World {
@@ -96,6 +110,7 @@ impl World {
                     disk: BTreeMap::new(),
                     skew,
                     back_at: origin,
+                    written_at: origin,
                 }
             })
             .collect();
@@ -162,12 +177,10 @@ impl World {
         self.hosts[host].back_at = self.now + down;
     }
 
-    fn schedule(&mut self, delay_ms: u64, delivery: Delivery) {
+    fn schedule(&mut self, delay: Duration, delivery: Delivery) {
         self.count += 1;
-        self.deliveries.insert(
-            (self.now + Duration::from_millis(delay_ms), self.count),
-            delivery,
-        );
+        self.deliveries
+            .insert((self.now + delay, self.count), delivery);
     }
 
     /// Takes out of every registrar what it has to say.
@@ -193,7 +206,7 @@ impl World {
                             let delay =
                                 self.rng.next_u64() % if self.chance(5) { 3_000 } else { 120 };
                             self.schedule(
-                                delay,
+                                Duration::from_millis(delay),
                                 Delivery::Message(me, to, Box::new(message.clone())),
                             );
                         }
@@ -201,19 +214,27 @@ impl World {
                 }
                 match event {
                     Some(RegistrarEvent::Persist { id, records }) => {
-                        // A crash may fall before, during or after the write; only after it is anything told.
-                        if self.per_mille(2) {
-                            self.crash(host);
-                            break;
+                        // A crash may fall before, during or after the write; whatever the registrar says until then is heard.
+                        let (now, life) = (self.now, self.lives[host]);
+                        let slow = if self.chance(5) { 500 } else { 10 };
+                        let delay = Duration::from_millis(self.rng.next_u64() % slow);
+                        let written_at = self.hosts[host].written_at.max(now + delay);
+                        self.hosts[host].written_at = written_at;
+                        if self.per_mille(4) {
+                            let half = (written_at - now) / 2;
+                            self.schedule(half, Delivery::Died { host, life });
                         }
-                        self.hosts[host].disk.extend(records);
-                        if self.per_mille(2) {
-                            self.crash(host);
-                            break;
-                        }
-                        let life = self.lives[host];
-                        let delay = self.rng.next_u64() % 10;
-                        self.schedule(delay, Delivery::Persisted(host, id, life));
+                        let dies = self.per_mille(2);
+                        self.schedule(
+                            written_at - now,
+                            Delivery::Written {
+                                host,
+                                life,
+                                id,
+                                records,
+                                dies,
+                            },
+                        );
                     }
                     Some(RegistrarEvent::Reply { id, reply }) => self.answer(id, *reply),
                     Some(RegistrarEvent::AskMembers) => {
@@ -364,21 +385,36 @@ impl World {
 
     fn deliver(&mut self, delivery: Delivery) {
         let (host, now) = match &delivery {
-            Delivery::Message(_, host, _) | Delivery::Persisted(host, ..) => (*host, self.now),
+            Delivery::Message(_, host, _)
+            | Delivery::Written { host, .. }
+            | Delivery::Died { host, .. } => (*host, self.now),
         };
         let unix = self.unix(self.hosts[host].skew);
-        let life = self.lives[host];
-        let Some(registrar) = &mut self.hosts[host].registrar else {
-            return;
+        let alive = self.lives[host];
+        let at = &mut self.hosts[host];
+        let Some(registrar) = &mut at.registrar else {
+            return; // and what was on its way to its disk is lost
         };
         match delivery {
             Delivery::Message(from, _, message) => {
                 registrar.handle_message(from, *message, now, unix)
             }
-            Delivery::Persisted(_, id, of_life) if of_life == life => {
-                registrar.handle_persisted(id, now, unix)
+            Delivery::Written {
+                life,
+                id,
+                records,
+                dies,
+                ..
+            } if life == alive => {
+                at.disk.extend(records);
+                if dies {
+                    self.crash(host);
+                } else {
+                    registrar.handle_persisted(id, now, unix);
+                }
             }
-            Delivery::Persisted(..) => {}
+            Delivery::Died { life, .. } if life == alive => self.crash(host),
+            Delivery::Written { .. } | Delivery::Died { .. } => {}
         }
     }
 
