@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 const STEPS: usize = 10;
 const MEMBERS_MAX: usize = 8;
+const GUESTS_MAX: usize = 3;
 
 /// How long after the last fault two members may need to find each other: longer than any retry in the control plane,
 /// the relays' renewal and a path's distress together.
@@ -39,7 +40,7 @@ fn step(overlay: &mut Overlay) -> String {
     let id = MemberId(overlay.world.rng.random_range(0..count));
     let host = overlay.member(id).host;
     let seconds = overlay.world.rng.random_range(1..40);
-    match overlay.world.rng.random_range(0..7) {
+    match overlay.world.rng.random_range(0..8) {
         0 | 1 if count < MEMBERS_MAX => {
             let kind = KINDS[overlay.world.rng.random_range(0..KINDS.len())];
             let loss = overlay.world.rng.random_range(0.0..0.03);
@@ -73,6 +74,10 @@ fn step(overlay: &mut Overlay) -> String {
             overlay.start_infrastructure(lost);
             format!("{lost:?} is lost for {seconds} s")
         }
+        6 if overlay.member(id).guest_ports.len() < GUESTS_MAX => {
+            overlay.add_guest(id);
+            format!("a guest is plugged in at member {}", id.0)
+        }
         _ => {
             overlay.run(seconds * SECOND);
             format!("nothing for {seconds} s")
@@ -80,12 +85,12 @@ fn step(overlay: &mut Overlay) -> String {
     }
 }
 
-/// No address is held twice, by what the holders think and by what was certified; nothing shows on the wire.
+/// No address is held twice, by what the stations think and by what was certified; nothing shows on the wire.
 fn assert_always(overlay: &Overlay, seed: u64, n: usize, what: &str) {
     let mut holders = BTreeMap::new();
-    for id in overlay.members() {
-        if let Some(address) = overlay.member(id).address() {
-            let other = holders.insert(address, id);
+    for station in overlay.stations() {
+        if let Some(address) = overlay.address(station) {
+            let other = holders.insert(address, station);
             assert_eq!(
                 other, None,
                 "seed {seed}, step {n}, {what}: {address} is held twice"
@@ -109,23 +114,30 @@ fn assert_always(overlay: &Overlay, seed: u64, n: usize, what: &str) {
     );
 }
 
-/// Everything works again, so everybody gets an address and two members chosen at random find each other.
+/// Everything works again, so everybody gets an address and two stations chosen at random find each other.
 fn assert_answers(overlay: &mut Overlay, seed: u64, n: usize, what: &str) {
-    let is_ready = |overlay: &Overlay| overlay.members().all(|id| overlay.is_ready(id));
+    let stations = overlay.stations();
+    let is_ready = |overlay: &Overlay| {
+        stations
+            .iter()
+            .all(|&station| overlay.address(station).is_some())
+    };
     assert!(
         overlay.run_until(RECOVERY * SECOND, is_ready).is_some(),
-        "seed {seed}, step {n}, {what}: somebody has no address"
+        "seed {seed}, step {n}, {what}: somebody has no address\n{}",
+        overlay.world.trace.tail(60)
     );
-    let count = overlay.members().count();
+    let count = stations.len();
     if count < 2 {
         return;
     }
     let a = overlay.world.rng.random_range(0..count);
     let b = (a + overlay.world.rng.random_range(1..count)) % count;
-    let answer = overlay.ping(MemberId(a), MemberId(b), RECOVERY * SECOND);
+    let (a, b) = (stations[a], stations[b]);
+    let answer = overlay.ping(a, b, RECOVERY * SECOND);
     assert!(
         answer.is_some(),
-        "seed {seed}, step {n}, {what}: member {b} does not answer member {a}\n{}",
+        "seed {seed}, step {n}, {what}: {b:?} does not answer {a:?}\n{}",
         overlay.world.trace.tail(60)
     );
 }

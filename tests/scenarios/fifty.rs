@@ -6,6 +6,9 @@ use std::collections::BTreeSet;
 
 const MEMBERS: usize = 50;
 
+/// Every so many members, one has a guest.
+const GUEST_EVERY: usize = 10;
+
 /// Every kind of NAT, public addresses, two members on one site, and links of all lengths with a little loss.
 fn fifty(seed: u64) -> Overlay {
     let mut overlay = Overlay::new(seed, 3);
@@ -31,6 +34,9 @@ fn fifty(seed: u64) -> Overlay {
         }
     }
     for id in overlay.members() {
+        if id.0 % GUEST_EVERY == 0 {
+            overlay.add_guest(id);
+        }
         overlay.start(id);
         overlay.run(SECOND / 10);
     }
@@ -38,21 +44,23 @@ fn fifty(seed: u64) -> Overlay {
 }
 
 #[test]
-fn fifty_members_behind_mixed_nats_all_ping_each_other() {
+fn fifty_members_behind_mixed_nats_and_their_guests_all_ping_each_other() {
     let mut overlay = fifty(seed(50));
     let met = |overlay: &Overlay| {
         overlay
             .members()
             .all(|id| overlay.is_ready(id) && overlay.member(id).peers_known() == MEMBERS - 1)
+            && (overlay.stations().into_iter()).all(|station| overlay.address(station).is_some())
     };
     assert!(
         overlay.run_until(60 * SECOND, met).is_some(),
         "not everybody met"
     );
 
-    let mut open: BTreeSet<_> = overlay
-        .members()
-        .flat_map(|a| overlay.members().map(move |b| (a, b)))
+    let stations = overlay.stations();
+    let mut open: BTreeSet<_> = stations
+        .iter()
+        .flat_map(|&a| stations.iter().map(move |&b| (a, b)))
         .filter(|(a, b)| a != b)
         .collect();
     for _ in 0..10 {
@@ -82,8 +90,8 @@ fn the_same_seed_gives_the_same_run_bit_for_bit() {
         let mut overlay = fifty(seed);
         overlay.run(5 * SECOND);
         overlay.restart(MemberId(7));
-        for id in overlay.members().skip(1) {
-            overlay.send_ping(MemberId(0), id, 1472);
+        for station in overlay.stations().into_iter().skip(1) {
+            overlay.send_ping(MemberId(0), station, 1472);
         }
         overlay.run(5 * SECOND);
         (overlay.world.trace.count(), overlay.world.trace.digest())

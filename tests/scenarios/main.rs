@@ -5,5 +5,6 @@ mod common;
 mod explore;
 mod faults;
 mod fifty;
+mod guests;
 mod joining;
 mod paths;

@@ -1,5 +1,7 @@
-//! A guest: a station with a MAC and an IPv4 address that resolves by ARP, sends pings and answers them.
+//! A guest: a station with a MAC and an IPv4 address, given or got by DHCP, that resolves by ARP, sends pings and answers
+//! them.
 
+use crate::dhcp_client::DhcpClient;
 use etherparse::{
     ArpHardwareId, ArpOperation, ArpPacket, EtherType, Ethernet2Header, Icmpv4Type,
     LaxPacketHeaders, NetHeaders, PacketBuilder, TransportHeader,
@@ -37,8 +39,9 @@ struct Waiting {
 pub struct Guest {
     /// Its Ethernet address.
     pub mac: MacAddr,
-    /// Its IPv4 address.
+    /// Its IPv4 address; unspecified while it has none.
     pub ip: Ipv4Addr,
+    dhcp: Option<DhcpClient>,
     neighbours: BTreeMap<Ipv4Addr, MacAddr>,
     waiting: VecDeque<Waiting>,
     asked_at: BTreeMap<Ipv4Addr, Instant>,
@@ -49,11 +52,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest that knows nobody yet.
+    /// A guest with an address, that knows nobody yet.
     pub const fn new(mac: MacAddr, ip: Ipv4Addr) -> Self {
         Self {
             mac,
             ip,
+            dhcp: None,
             neighbours: BTreeMap::new(),
             waiting: VecDeque::new(),
             asked_at: BTreeMap::new(),
@@ -61,6 +65,19 @@ impl Guest {
             answered: BTreeMap::new(),
             next_sequence: 1,
         }
+    }
+
+    /// A guest that asks for its address at once.
+    pub fn with_dhcp(mac: MacAddr, name: &str, now: Instant) -> Self {
+        Self {
+            dhcp: Some(DhcpClient::new(mac, name, now)),
+            ..Self::new(mac, Ipv4Addr::UNSPECIFIED)
+        }
+    }
+
+    /// Its address, if it has one.
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        (!self.ip.is_unspecified()).then_some(self.ip)
     }
 
     /// Sends one ping with `bytes` of payload: its sequence number and the frames to put on the port.
@@ -90,6 +107,10 @@ impl Guest {
         };
         if ethernet.destination != self.mac.0 && !MacAddr(ethernet.destination).is_group() {
             return Vec::new();
+        }
+        if let (Some(dhcp), Some(TransportHeader::Udp(_))) = (&mut self.dhcp, &packet.transport) {
+            let answer = dhcp.handle_frame(frame, now);
+            return self.follow_dhcp(answer, now);
         }
         match (&packet.net, &packet.transport) {
             (Some(NetHeaders::Arp(arp)), _) => self.handle_arp(arp, now),
@@ -123,15 +144,26 @@ impl Guest {
         }
     }
 
-    /// Repeats an ARP request that nobody answered.
+    /// Repeats an ARP request that nobody answered, and lets the DHCP client do what is due.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Vec<u8>> {
-        self.flush(now)
+        let question = self.dhcp.as_mut().and_then(|dhcp| dhcp.handle_timeout(now));
+        self.follow_dhcp(question, now)
     }
 
     /// When to be called again.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let asked = |waiting: &Waiting| self.asked_at.get(&waiting.to).map(|&at| at + ARP_RETRY);
-        self.waiting.iter().filter_map(asked).min()
+        let resolving = self.waiting.iter().filter(|_| self.address().is_some());
+        let dhcp = self.dhcp.as_ref().map(DhcpClient::poll_timeout);
+        resolving.filter_map(asked).chain(dhcp).min()
+    }
+
+    /// Takes the address that the DHCP client has now, and sends what it says and what the address lets go.
+    fn follow_dhcp(&mut self, said: Option<Vec<u8>>, now: Instant) -> Vec<Vec<u8>> {
+        if let Some(dhcp) = &self.dhcp {
+            self.ip = dhcp.address().unwrap_or(Ipv4Addr::UNSPECIFIED);
+        }
+        said.into_iter().chain(self.flush(now)).collect()
     }
 
     fn handle_arp(&mut self, arp: &ArpPacket, now: Instant) -> Vec<Vec<u8>> {
@@ -142,7 +174,7 @@ impl Guest {
         ) else {
             return Vec::new();
         };
-        if Ipv4Addr::from(target_ip) != self.ip {
+        if self.address() != Some(target_ip.into()) {
             return Vec::new();
         }
         self.neighbours
@@ -157,6 +189,9 @@ impl Guest {
     /// Lets go what waits for an address that is known now, and asks for those that are not.
     fn flush(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
+        if self.address().is_none() {
+            return frames;
+        }
         for waiting in std::mem::take(&mut self.waiting) {
             let to = waiting.to;
             if let Some(&mac) = self.neighbours.get(&to) {

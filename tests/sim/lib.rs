@@ -1,6 +1,7 @@
 //! A deterministic world for the cores: links, NATs, hosts and guests on virtual time.
 //! The promise: one seed, one run, bit for bit.
 
+pub mod dhcp_client;
 pub mod directory;
 pub mod guest;
 pub mod host;
@@ -9,5 +10,6 @@ pub mod link;
 pub mod member;
 pub mod nat;
 pub mod overlay;
+mod service;
 pub mod trace;
 pub mod world;

@@ -1,7 +1,7 @@
 //! One member: what it keeps on disk, and what it knows while it runs. Messages between members, and when anything of
 //! this happens, are [`crate::overlay`]'s.
 
-use crate::world::HostId;
+use crate::{guest::Guest, service::GuestService, world::HostId};
 use dht::{
     directory::Directory,
     identity::Identity,
@@ -11,13 +11,10 @@ use dht::{
     record::NodeRecord,
     signed::Verified,
 };
+use overlay_node::dhcp::GuestBinding;
 use overlay_types::{Binding, Candidate, DataKeys, Location, MacAddr, Name, PeerId, PortId};
 use rand_chacha::ChaCha20Rng;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
 use tunnel::{relay::RelayGrant, session::LocalKeys};
 
 /// The port of the member's own station.
@@ -27,12 +24,43 @@ pub const STATION: PortId = PortId(1);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct MemberId(pub usize);
 
+/// Names a station: a member's own, or a guest of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Station {
+    /// Whose.
+    pub member: MemberId,
+    /// Behind which of its ports.
+    pub port: PortId,
+}
+
+impl From<MemberId> for Station {
+    fn from(member: MemberId) -> Self {
+        Self {
+            member,
+            port: STATION,
+        }
+    }
+}
+
+/// Which of a member's leases a question to the registrar is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LeaseOf {
+    /// Its own address (and, before that, its admission).
+    Node,
+    /// The block for its guests.
+    Guests,
+}
+
 /// A member, running or not.
 pub struct Member {
     /// Where it is.
     pub host: HostId,
     /// Its name.
     pub name: Name,
+    /// Ports for guests, in the order in which they were plugged in.
+    pub guest_ports: Vec<PortId>,
+    /// Guests that are not plugged in, for the node does not run; they are machines of their own and go on.
+    pub(crate) unplugged: BTreeMap<PortId, Guest>,
     pub(crate) identity: Identity,
     pub(crate) disk: Disk,
     pub(crate) running: Option<Running>,
@@ -46,20 +74,25 @@ pub(crate) struct Disk {
     pub(crate) keys: Vec<u8>,
     pub(crate) membership: Option<MembershipCert>,
     pub(crate) lease: Option<LeaseCert>,
+    pub(crate) block: Option<LeaseCert>,
+    pub(crate) bindings: Vec<GuestBinding>,
     pub(crate) votes: BTreeMap<Vec<u8>, Vec<u8>>,
     pub(crate) has_voted: bool,
     pub(crate) record_seq: u64,
+    /// The others' records, so that a restarted node finds them without the DHT.
+    pub(crate) peers: Vec<Verified<NodeRecord>>,
 }
 
 /// What does not.
 pub(crate) struct Running {
     pub(crate) holder: Option<LeaseHolder>,
+    pub(crate) service: Option<GuestService>,
     pub(crate) registrar: Option<Registrar>,
     pub(crate) directory: Directory,
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) grants: BTreeMap<HostId, RelayGrant>,
     /// Questions to the registrar that were not answered yet.
-    pub(crate) asked: BTreeSet<u64>,
+    pub(crate) asked: BTreeMap<u64, LeaseOf>,
     pub(crate) is_refresh_planned: bool,
     pub(crate) is_publish_planned: bool,
     pub(crate) tick_at: Option<Instant>,
@@ -72,6 +105,8 @@ impl Member {
         Self {
             host,
             name,
+            guest_ports: Vec::new(),
+            unplugged: BTreeMap::new(),
             identity: Identity::generate(rng),
             disk: Disk {
                 keys,
@@ -130,6 +165,13 @@ impl Member {
         let membership = self.disk.membership.clone()?;
         let candidates = self.running.as_ref()?.candidates.clone();
         self.disk.record_seq = (self.disk.record_seq + 1).max(unix * 1000);
+        let service = self
+            .running
+            .as_ref()
+            .and_then(|running| running.service.as_ref());
+        let block = service.and_then(|service| service.block.lease());
+        let leases = self.lease().into_iter().chain(block).cloned().collect();
+        let guests = service.map_or_else(Vec::new, GuestService::records);
         let record = NodeRecord {
             peer: self.peer(),
             network: network.id(),
@@ -139,12 +181,15 @@ impl Member {
             candidates,
             control: Vec::new(),
             membership,
-            leases: self.lease().cloned().into_iter().collect(),
-            guests: Vec::new(),
+            leases,
+            guests,
             nat: (String::new(), String::new()),
             lan: None,
         };
-        Some(Verified::sign(record, &self.identity).expect("a record with one lease is small"))
+        Some(
+            Verified::sign(record, &self.identity)
+                .expect("a record with two leases and few guests is small"),
+        )
     }
 
     /// Which addresses are where, as it knows it.
@@ -159,25 +204,44 @@ impl Member {
             mac,
             location,
         }));
+        bindings.extend(running.service.iter().flat_map(GuestService::bindings));
         bindings
     }
 
-    /// What its lease machine said since it was last asked.
-    pub(crate) fn holder_events(&mut self) -> Vec<HolderEvent> {
-        let holder = self
-            .running
-            .as_mut()
-            .and_then(|running| running.holder.as_mut());
-        holder.map_or_else(Vec::new, |holder| {
-            std::iter::from_fn(|| holder.poll_event()).collect()
-        })
+    /// What its lease machines said since they were last asked.
+    pub(crate) fn holder_events(&mut self) -> Vec<(LeaseOf, HolderEvent)> {
+        let mut events = Vec::new();
+        for of in [LeaseOf::Node, LeaseOf::Guests] {
+            while let Some(event) = self.holder(of).and_then(LeaseHolder::poll_event) {
+                events.push((of, event));
+            }
+        }
+        events
     }
 
-    /// When its lease machine or its registrar wants to be called.
+    /// One of its lease machines, if it has it now.
+    pub(crate) fn holder(&mut self, of: LeaseOf) -> Option<&mut LeaseHolder> {
+        let running = self.running.as_mut()?;
+        match of {
+            LeaseOf::Node => running.holder.as_mut(),
+            LeaseOf::Guests => running.service.as_mut().map(|service| &mut service.block),
+        }
+    }
+
+    /// When one of its machines wants to be called.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let running = self.running.as_ref()?;
         let holder = running.holder.as_ref().and_then(LeaseHolder::poll_timeout);
         let registrar = running.registrar.as_ref().and_then(Registrar::poll_timeout);
-        holder.into_iter().chain(registrar).map(|(at, _)| at).min()
+        let service = running
+            .service
+            .as_ref()
+            .and_then(GuestService::poll_timeout);
+        holder
+            .into_iter()
+            .chain(registrar)
+            .map(|(at, _)| at)
+            .chain(service)
+            .min()
     }
 }

@@ -2,13 +2,18 @@
 //! addresses and ping each other. Here is who tells whom what, and how long the telling takes; what is real and what is
 //! modelled is listed in [`crate::directory`].
 
+mod guests;
+mod leases;
+mod records;
+mod stations;
+
 use crate::{
     directory::{SlotModel, Terms},
     guest::Guest,
     host::NodeHost,
     infrastructure::Infrastructure,
     link::LinkKind,
-    member::{Member, MemberId, Running, STATION},
+    member::{LeaseOf, Member, MemberId, Running, STATION, Station},
     nat::NatKind,
     world::{HostId, NatId, Role, World},
 };
@@ -24,12 +29,12 @@ use dht::{
     record::NodeRecord,
     signed::Verified,
 };
-use overlay_types::{Candidate, DhcpMode, PathKind, PeerId, PortKind};
+use overlay_types::{Candidate, DhcpMode, MacAddr, PathKind, PeerId, PortId, PortKind};
 use rand::Rng;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     time::Duration,
 };
 use tunnel::{
@@ -49,18 +54,6 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// How often every slot is read again, whatever was pushed.
 const RESYNC: Duration = Duration::from_secs(10);
-
-/// How long changes are gathered before they are told to the data plane.
-const REFRESH_DELAY: Duration = Duration::from_millis(50);
-
-/// How long changes are gathered before they are published.
-const PUBLISH_DELAY: Duration = Duration::from_millis(100);
-
-/// How long a registrar's disk takes.
-const DISK_TIME: Duration = Duration::from_millis(5);
-
-/// How often a pinging station sends.
-const PING_EVERY: Duration = Duration::from_secs(1);
 
 /// How finely the answers to pings are watched for.
 const WATCH: Duration = Duration::from_millis(50);
@@ -254,17 +247,21 @@ impl Overlay {
             .map(|index| Worker::new(index, workers, now))
             .collect();
         let registrar = (id == Self::OWNER).then(|| self.registrar());
-        let network = self.network.clone();
+        let mut directory = Directory::new(self.member(id).peer(), self.network.clone());
+        for record in self.member(id).disk.peers.clone() {
+            let _expired = directory.insert(record, self.unix());
+        }
         let member = &mut self.members[id.0];
         let (peer, host) = (member.peer(), member.host);
         member.life += 1;
         member.running = Some(Running {
             holder: None,
+            service: None,
             registrar,
-            directory: Directory::new(peer, network),
+            directory,
             candidates: Vec::new(),
             grants: BTreeMap::new(),
-            asked: BTreeSet::new(),
+            asked: BTreeMap::new(),
             is_refresh_planned: false,
             is_publish_planned: false,
             tick_at: None,
@@ -276,7 +273,8 @@ impl Overlay {
         let address = self.world.address(host);
         self.command(id, Command::SetHostCandidates(vec![address]));
         for place in self.infrastructure.clone() {
-            self.send(id, Errand::Allocate(place));
+            let delay = self.world.random_delay(&self.terms.delay);
+            self.plan(id, delay, Errand::Allocate(place));
         }
         match self.member(id).disk.membership {
             Some(_) => self.enter(id),
@@ -286,8 +284,9 @@ impl Overlay {
         self.follow();
     }
 
-    /// The power goes.
+    /// The power goes; the node's guests are machines of their own and go on.
     pub fn kill(&mut self, id: MemberId) {
+        self.unplug_guests(id);
         self.members[id.0].running = None;
         let host = self.members[id.0].host;
         self.world.set_role(host, Role::Down);
@@ -333,118 +332,7 @@ impl Overlay {
         Some(self.world.elapsed() - start)
     }
 
-    // ---- what stations do ----
-
-    /// Sends one ping from station to station: its number, to be asked for with [`Self::answered`].
-    pub fn send_ping(&mut self, from: MemberId, to: MemberId, bytes: usize) -> Option<u16> {
-        let (host, target) = (self.member(from).host, self.member(to).address()?);
-        let ping = |node: &mut NodeHost, now| {
-            node.guests
-                .get_mut(&STATION)
-                .map(|guest| guest.ping(target, bytes, now))
-        };
-        let (sequence, frames) = self.world.with_node(host, ping)??;
-        self.world.send_frames(host, STATION, frames);
-        Some(sequence)
-    }
-
-    /// The round trip of a ping, once it was answered.
-    pub fn answered(&self, from: MemberId, sequence: u16) -> Option<Duration> {
-        self.world
-            .node(self.member(from).host)?
-            .guests
-            .get(&STATION)?
-            .answered
-            .get(&sequence)
-            .copied()
-    }
-
-    /// Pings once a second until an answer comes: how long that took, or `None` after `bound`.
-    pub fn ping(&mut self, from: MemberId, to: MemberId, bound: Duration) -> Option<Duration> {
-        let start = self.world.elapsed();
-        let mut sent: Vec<u16> = Vec::new();
-        let mut next = start;
-        loop {
-            let elapsed = self.world.elapsed();
-            if sent
-                .iter()
-                .any(|&sequence| self.answered(from, sequence).is_some())
-            {
-                return Some(elapsed - start);
-            }
-            if elapsed - start >= bound {
-                return None;
-            }
-            if elapsed >= next {
-                sent.extend(self.send_ping(from, to, 56));
-                next = elapsed + PING_EVERY;
-            }
-            self.run(WATCH);
-        }
-    }
-
-    /// One ping a second for `count` seconds: how many were answered.
-    pub fn ping_train(
-        &mut self,
-        from: MemberId,
-        to: MemberId,
-        count: usize,
-        bytes: usize,
-    ) -> usize {
-        let mut sent = Vec::new();
-        for _ in 0..count {
-            sent.extend(self.send_ping(from, to, bytes));
-            self.run(PING_EVERY);
-        }
-        self.run(PING_EVERY);
-        sent.iter()
-            .filter(|&&sequence| self.answered(from, sequence).is_some())
-            .count()
-    }
-
-    /// The kind of way in use between two members.
-    pub fn path(&self, from: MemberId, to: MemberId) -> Option<PathKind> {
-        let peer = self.member(to).peer();
-        let stats = self
-            .world
-            .node(self.member(from).host)?
-            .engine
-            .peer_stats(self.world.now());
-        let stats = stats.into_iter().find(|stats| stats.peer == peer)?;
-        stats.path.map(|path| path.addr.kind())
-    }
-
-    /// Since when the session in use between two members exists.
-    pub fn session_age(&self, from: MemberId, to: MemberId) -> Option<Duration> {
-        let peer = self.member(to).peer();
-        let stats = self
-            .world
-            .node(self.member(from).host)?
-            .engine
-            .peer_stats(self.world.now());
-        stats
-            .into_iter()
-            .find(|stats| stats.peer == peer)?
-            .session_age
-    }
-
     // ---- the control plane ----
-
-    fn registrar(&mut self) -> Registrar {
-        let rng = ChaCha20Rng::seed_from_u64(self.world.rng.random());
-        let owner = &mut self.members[Self::OWNER.0];
-        let is_fresh = !std::mem::replace(&mut owner.disk.has_voted, true);
-        let votes = owner.disk.votes.clone();
-        Registrar::new(
-            owner.identity.clone(),
-            self.network.clone(),
-            votes,
-            is_fresh,
-            rng,
-            self.world.now(),
-        )
-        .expect("its disk holds what it wrote")
-    }
 
     fn command(&mut self, id: MemberId, command: Command) {
         let host = self.member(id).host;
@@ -531,6 +419,9 @@ impl Overlay {
                 if let Some(holder) = &mut running.holder {
                     holder.handle_timeout(now, unix);
                 }
+                if let Some(service) = &mut running.service {
+                    service.handle_timeout(now, unix);
+                }
                 if let Some(registrar) = &mut running.registrar {
                     registrar.handle_timeout(now, unix);
                 }
@@ -550,7 +441,7 @@ impl Overlay {
                 } else {
                     self.token.clone()
                 };
-                self.ask(id, Transaction::Admit { token, name, unix });
+                self.ask(id, LeaseOf::Node, Transaction::Admit { token, name, unix });
             }
             Errand::Asked {
                 from,
@@ -574,13 +465,13 @@ impl Overlay {
                 }
             }
             Errand::Answered { question, reply } => {
-                if self.running(id).asked.remove(&question) {
-                    self.answer(id, *reply);
+                if let Some(of) = self.running(id).asked.remove(&question) {
+                    self.answer(id, of, *reply);
                 }
             }
             Errand::Unanswered { question } => {
-                if self.running(id).asked.remove(&question) {
-                    match &mut self.running(id).holder {
+                if let Some(of) = self.running(id).asked.remove(&question) {
+                    match self.members[id.0].holder(of) {
                         Some(holder) => holder.handle_unreachable(now),
                         None => self.plan(id, RETRY, Errand::Admit),
                     }
@@ -639,6 +530,7 @@ impl Overlay {
                 self.plan(id, Duration::ZERO, Errand::Resync { again: false });
                 self.plan(id, ANSWER_TIME_MAX, Errand::Sought(ip));
             }
+            Event::FramePunted { port, frame, .. } => self.handle_punted(id, port, &frame),
             _ => {}
         }
     }
@@ -664,91 +556,7 @@ impl Overlay {
         }
     }
 
-    /// Asks the registrar.
-    fn ask(&mut self, id: MemberId, transaction: Transaction) {
-        self.next_question += 1;
-        let question = self.next_question;
-        self.running(id).asked.insert(question);
-        self.plan(id, ANSWER_TIME_MAX, Errand::Unanswered { question });
-        let (host, owner, from_life) = (
-            self.member(id).host,
-            self.member(Self::OWNER).host,
-            self.member(id).life,
-        );
-        let asked = Errand::Asked {
-            from: id,
-            from_life,
-            question,
-            transaction: Box::new(transaction),
-        };
-        if id == Self::OWNER {
-            self.plan(id, Duration::ZERO, asked);
-        } else if self.has_control(host, owner) {
-            self.send(Self::OWNER, asked);
-        }
-    }
-
-    /// The registrar's answer is here.
-    fn answer(&mut self, id: MemberId, reply: Reply) {
-        let (now, unix) = (self.world.now(), self.unix());
-        match reply {
-            Reply::Member(cert) => {
-                self.members[id.0].disk.membership = Some(cert);
-                self.enter(id);
-            }
-            reply => {
-                let network = self.network.clone();
-                match &mut self.running(id).holder {
-                    Some(holder) => holder.handle_reply(reply, &network, now, unix),
-                    None => self.plan(id, RETRY, Errand::Admit),
-                }
-            }
-        }
-    }
-
-    /// A member that has its certificate goes onto the network.
-    fn enter(&mut self, id: MemberId) {
-        let (now, unix, network) = (self.world.now(), self.unix(), self.network.id());
-        let member = &mut self.members[id.0];
-        let want = Want::Address {
-            mac: member.mac(),
-            name: Some(member.name.clone()),
-        };
-        let holder = LeaseHolder::new(
-            member.identity.clone(),
-            want,
-            member.disk.lease.clone(),
-            now,
-            unix,
-        );
-        let (me, keys, mac) = (member.peer(), member.keys(), member.mac());
-        self.running(id).holder = Some(holder);
-        let psk = self.secret.psk(network);
-        self.command(
-            id,
-            Command::AddNetwork {
-                id: network,
-                me,
-                keys,
-                psk,
-                dhcp: DhcpMode::Overlay,
-                mtu: 1500,
-            },
-        );
-        self.command(
-            id,
-            Command::AddPort {
-                network,
-                port: STATION,
-                kind: PortKind::Host,
-                macs: vec![mac],
-            },
-        );
-        self.plan(id, Duration::ZERO, Errand::Resync { again: true });
-        self.publish_soon(id);
-    }
-
-    /// Carries out what the lease machine and the registrar want, and sees to it that they are called in time.
+    /// Carries out what the member's machines want, and sees to it that they are called in time.
     fn settle(&mut self, id: MemberId) {
         if !self.member(id).is_running() {
             return;
@@ -761,188 +569,24 @@ impl Overlay {
         {
             self.serve(event);
         }
-        for event in self.members[id.0].holder_events() {
-            self.hold(id, event);
+        for (of, event) in self.members[id.0].holder_events() {
+            self.hold(id, of, event);
         }
-        while let Some(transaction) = self
-            .running(id)
-            .holder
-            .as_mut()
-            .and_then(LeaseHolder::poll_transmit)
-        {
-            self.ask(id, transaction);
+        for of in [LeaseOf::Node, LeaseOf::Guests] {
+            while let Some(transaction) = self.members[id.0]
+                .holder(of)
+                .and_then(LeaseHolder::poll_transmit)
+            {
+                self.ask(id, of, transaction);
+            }
         }
+        self.drain_dhcp(id);
         let now = self.world.now();
         if let Some(at) = self.member(id).poll_timeout()
             && self.running(id).tick_at.is_none_or(|planned| at < planned)
         {
             self.running(id).tick_at = Some(at);
             self.plan(id, at.saturating_duration_since(now), Errand::Tick);
-        }
-    }
-
-    /// The lease machine said something: the station follows its lease.
-    fn hold(&mut self, id: MemberId, event: HolderEvent) {
-        let (host, mac) = (self.member(id).host, self.member(id).mac());
-        match event {
-            HolderEvent::Held(cert) => {
-                if let Subject::Address(address) = cert.subject {
-                    self.world
-                        .note(format_args!("member {} holds {address}", id.0));
-                    self.world.with_node(host, |node, _| {
-                        if node
-                            .guests
-                            .get(&STATION)
-                            .is_none_or(|guest| guest.ip != address)
-                        {
-                            node.guests.insert(STATION, Guest::new(mac, address));
-                        }
-                    });
-                }
-                self.members[id.0].disk.lease = Some(*cert);
-            }
-            HolderEvent::Lost { .. } => {
-                self.world
-                    .note(format_args!("member {} has no lease", id.0));
-                self.world
-                    .with_node(host, |node, _| node.guests.remove(&STATION));
-            }
-            HolderEvent::Waiting(_) | HolderEvent::Released => return,
-        }
-        self.refresh_soon(id);
-        self.publish_soon(id);
-    }
-
-    /// The registrar wants something done.
-    fn serve(&mut self, event: RegistrarEvent) {
-        let (now, unix) = (self.world.now(), self.unix());
-        match event {
-            RegistrarEvent::Persist { id, records } => {
-                self.members[Self::OWNER.0].disk.votes.extend(records);
-                self.plan(Self::OWNER, DISK_TIME, Errand::Persisted(id));
-            }
-            RegistrarEvent::Reply { id, reply } => self.reply(id, *reply),
-            RegistrarEvent::AskMembers => {
-                let certificates = self.certificates.clone();
-                if let Some(registrar) = &mut self.running(Self::OWNER).registrar {
-                    registrar.handle_certificates(&certificates);
-                    registrar.handle_members_asked(now, unix);
-                }
-            }
-            RegistrarEvent::RolledBack => panic!("no disk was ever set back"),
-        }
-    }
-
-    fn reply(&mut self, number: u64, reply: Reply) {
-        let Some(question) = self.questions.remove(&number) else {
-            return;
-        };
-        if let Reply::Lease(cert) = &reply {
-            self.certificates.push(cert.clone());
-        }
-        let to = question.from;
-        let answered = Errand::Answered {
-            question: question.number,
-            reply: Box::new(reply),
-        };
-        let (host, owner) = (self.member(to).host, self.member(Self::OWNER).host);
-        if question.from_life != self.member(to).life || !self.has_control(owner, host) {
-            return;
-        }
-        if to == Self::OWNER {
-            self.plan(to, Duration::ZERO, answered);
-        } else {
-            self.send(to, answered);
-        }
-    }
-
-    fn refresh_soon(&mut self, id: MemberId) {
-        if !std::mem::replace(&mut self.running(id).is_refresh_planned, true) {
-            self.plan(id, REFRESH_DELAY, Errand::Refresh);
-        }
-    }
-
-    /// Tells the data plane who the peers are and what is bound where.
-    fn refresh(&mut self, id: MemberId) {
-        let (unix, network) = (self.unix(), self.network.id());
-        let running = self.running(id);
-        running.is_refresh_planned = false;
-        let eager = running.directory.peers().count() <= EAGER_MAX;
-        let upsert = |record: &Verified<NodeRecord>| Command::UpsertPeer {
-            network,
-            peer: record.peer,
-            keys: record.keys.clone(),
-            candidates: record.candidates.clone(),
-            eager,
-        };
-        let mut commands: Vec<_> = running.directory.peers().map(upsert).collect();
-        let bindings = self.member(id).bindings(unix);
-        commands.push(Command::SetBindings { network, bindings });
-        let host = self.member(id).host;
-        self.world.with_node(host, |node, now| {
-            for command in commands {
-                node.engine.handle_command(command, now);
-            }
-        });
-    }
-
-    fn publish_soon(&mut self, id: MemberId) {
-        if !std::mem::replace(&mut self.running(id).is_publish_planned, true) {
-            let delay = PUBLISH_DELAY + self.world.random_delay(&self.terms.delay);
-            self.plan(id, delay, Errand::Publish);
-        }
-    }
-
-    /// Writes the member's record into its slot and pushes it to the others.
-    fn publish(&mut self, id: MemberId) {
-        let unix = self.unix();
-        self.running(id).is_publish_planned = false;
-        if self.member(id).disk.membership.is_none() {
-            return; // it is published on admission
-        }
-        if !self.is_on_dht(id) || self.world.rng.random_bool(self.terms.loss) {
-            self.running(id).is_publish_planned = true;
-            self.plan(id, RETRY, Errand::Publish);
-            return;
-        }
-        let Some(record) = self.members[id.0].record(&self.network, unix) else {
-            return;
-        };
-        let host = self.member(id).host;
-        let on_island = self
-            .world
-            .is_partitioned()
-            .then(|| self.world.on_island(host));
-        self.slots.write(record.clone(), on_island);
-        for other in self.members().filter(|&other| other != id) {
-            if self.member(other).disk.membership.is_some()
-                && self.has_control(host, self.member(other).host)
-            {
-                self.send(other, Errand::Pushed(Box::new(record.clone())));
-            }
-        }
-    }
-
-    /// Reads every slot, of which some reads fail and some are stale.
-    fn read_slots(&mut self, id: MemberId) {
-        if !self.is_on_dht(id) {
-            return;
-        }
-        let (me, side) = (
-            self.member(id).peer(),
-            self.world.on_island(self.member(id).host),
-        );
-        for peer in self.slots.writers().into_iter().filter(|&peer| peer != me) {
-            let Some(record) = self
-                .slots
-                .read(peer, side, &self.terms, &mut self.world.rng)
-            else {
-                continue;
-            };
-            let known = self.running(id).directory.get(peer).map(|known| known.seq);
-            if known.is_none_or(|seq| seq < record.seq) {
-                self.send(id, Errand::Pushed(Box::new(record)));
-            }
         }
     }
 
@@ -953,9 +597,6 @@ impl Overlay {
             .expect("errands reach running members only")
     }
 }
-
-/// Up to so many peers, sessions with all of them are kept, as the real node does.
-const EAGER_MAX: usize = 64;
 
 /// The identity of an infrastructure node, which does nothing here but name its relay.
 fn relay_id(host: HostId) -> PeerId {
