@@ -637,8 +637,13 @@ mod tests {
             "::a_full_disk_is_one_clear_error_and_leaves_nothing_behind"
         );
         let name = name.split_once("::").unwrap().1;
+        let as_root = match rustix::process::geteuid().is_root() {
+            true => ["--mount"].as_slice(),
+            false => &["--map-root-user", "--mount"],
+        };
         let output = std::process::Command::new("unshare")
-            .args(["--map-root-user", "--mount", "sh", "-c", &script])
+            .args(as_root)
+            .args(["sh", "-c", &script])
             .args([std::env::current_exe().unwrap().as_os_str(), name.as_ref()])
             .env(TINY_DISK, tmp.path())
             .output()
