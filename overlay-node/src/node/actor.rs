@@ -4,8 +4,9 @@ use super::{
     NodeError,
     admission::Joined,
     calls::{Call, refuse},
-    fabric_client::Fabric,
-    membership::{HolderId, Member, Stored},
+    fabric_client::{Fabric, Place},
+    membership::{Member, Stored},
+    registrar::Asker,
     unix_now,
 };
 use crate::{
@@ -19,7 +20,7 @@ use dht::{
     invite::Invite,
     lease::{LeaseCert, Reply},
     membership::MembershipCert,
-    message::{FabricServices, RelayAllocation},
+    message::FabricServices,
     record::NodeRecord,
     signed::Verified,
     swarm::{SwarmEvent, SwarmHandle},
@@ -64,22 +65,17 @@ pub(super) enum Done {
         reply: oneshot::Sender<crate::api::Answer<NetworkStatus>>,
         outcome: Result<(), String>,
     },
-    /// A registrar answered a holder's transaction; `None`: none could be asked.
-    Lease {
+    /// A registrar answered this node; `None`: none could be asked.
+    Registrar {
         network: NetworkId,
-        holder: HolderId,
-        reply: Option<Reply>,
-    },
-    /// A registrar answered a membership renewal.
-    Membership {
-        network: NetworkId,
+        asker: Asker,
         reply: Option<Reply>,
     },
     /// A fabric node told what it offers.
     Fabric {
         peer: PeerId,
         services: Option<FabricServices>,
-        allocation: Option<RelayAllocation>,
+        place: Place,
     },
     /// News from registrars, members and the DHT.
     Synced {
@@ -413,17 +409,16 @@ impl Node {
                 reply,
                 outcome,
             } => self.handle_fabric_reached(*request, reply, outcome).await,
-            Done::Lease {
+            Done::Registrar {
                 network,
-                holder,
+                asker,
                 reply,
-            } => self.handle_lease_reply(network, holder, reply),
-            Done::Membership { network, reply } => self.handle_membership_reply(network, reply),
+            } => self.handle_registrar_reply(network, asker, reply),
             Done::Fabric {
                 peer,
                 services,
-                allocation,
-            } => self.handle_fabric(peer, services, allocation),
+                place,
+            } => self.handle_fabric(peer, services, place),
             Done::Synced {
                 network,
                 members,

@@ -17,6 +17,8 @@ const USED_MAX: usize = 4;
 const RELAYS_MAX: usize = 2;
 /// How soon a fabric node is asked again that did not answer, or took its place back.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// How soon a relay that had no place for us is asked again.
+const ASK_FULL_AGAIN: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -27,6 +29,14 @@ struct Offer {
     connected: bool,
     asking: bool,
     ask_at: Option<Instant>,
+}
+
+/// What a fabric node said to the wish for a place at its relay.
+pub(super) enum Place {
+    Given(RelayAllocation),
+    /// It has none, now or at all.
+    Refused,
+    Unanswered,
 }
 
 /// The fabric nodes that serve this node.
@@ -115,14 +125,15 @@ impl Node {
                     Some(Response::Fabric(services)) => Some(services),
                     _ => None,
                 };
-                let allocation = match relay {
-                    Some(Response::Relay(allocation)) => Some(allocation),
-                    _ => None,
+                let place = match relay {
+                    Some(Response::Relay(allocation)) => Place::Given(allocation),
+                    Some(_) => Place::Refused,
+                    None => Place::Unanswered,
                 };
                 Done::Fabric {
                     peer,
                     services,
-                    allocation,
+                    place,
                 }
             });
         }
@@ -133,19 +144,24 @@ impl Node {
         &mut self,
         peer: PeerId,
         services: Option<FabricServices>,
-        allocation: Option<RelayAllocation>,
+        place: Place,
     ) {
         let Some(offer) = self.fabric.offers.get_mut(&peer) else {
             return;
         };
         offer.asking = false;
-        if services.is_none() && offer.connected {
-            offer.ask_at = Some(Instant::now() + ASK_AGAIN);
+        let again = match (&services, &place) {
+            (None, _) | (_, Place::Unanswered) => Some(ASK_AGAIN),
+            (Some(services), Place::Refused) if !services.relay.is_empty() => Some(ASK_FULL_AGAIN),
+            _ => None,
+        };
+        if let Some(pause) = again.filter(|_| offer.connected) {
+            offer.ask_at = Some(Instant::now() + pause);
         }
         if services.is_some() {
             offer.services = services;
         }
-        if let Some(allocation) = allocation {
+        if let Place::Given(allocation) = place {
             let relay = allocation
                 .relay
                 .iter()

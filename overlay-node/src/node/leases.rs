@@ -4,7 +4,7 @@ use super::{
     actor::{Done, Node},
     join::{answer, dhcp_config},
     membership::{HolderId, OWN_ADDRESS},
-    registrar::ReplyTo,
+    registrar::{Asker, ReplyTo},
     unix_now,
 };
 use crate::{
@@ -47,7 +47,7 @@ impl Node {
                 .and_then(|m| m.holders.get_mut(&holder))
             {
                 if let Some(transaction) = core.poll_transmit() {
-                    self.ask_registrar(id, holder, transaction);
+                    self.ask_registrar(id, Asker::Holder(holder), transaction);
                 } else if let Some(event) = core.poll_event() {
                     self.handle_holder_event(id, holder, event).await;
                 } else {
@@ -57,17 +57,15 @@ impl Node {
         }
     }
 
-    fn ask_registrar(&mut self, id: NetworkId, holder: HolderId, transaction: Transaction) {
+    /// Asks the network's registrar, which may be this node itself.
+    fn ask_registrar(&mut self, id: NetworkId, asker: Asker, transaction: Transaction) {
         let me = self.me;
         let Some(member) = self.networks.get_mut(&id) else {
             return;
         };
         if let Some(shell) = &mut member.registrar {
-            if shell
-                .begin(me, transaction, ReplyTo::Holder(holder))
-                .is_err()
-            {
-                self.handle_lease_reply(id, holder, None);
+            if shell.begin(me, transaction, ReplyTo::Own(asker)).is_err() {
+                self.handle_registrar_reply(id, asker, None);
             }
             self.drain_registrar(id);
             return;
@@ -79,21 +77,28 @@ impl Node {
         };
         let (swarm, points) = (self.swarm.clone(), member.registrar_points());
         self.job(async move {
-            Done::Lease {
+            Done::Registrar {
                 network: id,
-                holder,
+                asker,
                 reply: ask_any(&swarm, &points, request).await,
             }
         });
     }
 
-    /// A registrar answered a holder, or none did.
-    pub(super) fn handle_lease_reply(
+    /// A registrar answered what this node asked, or none did.
+    pub(super) fn handle_registrar_reply(
         &mut self,
         id: NetworkId,
-        holder: HolderId,
+        asker: Asker,
         reply: Option<Reply>,
     ) {
+        match asker {
+            Asker::Holder(holder) => self.handle_lease_reply(id, holder, reply),
+            Asker::Membership => self.handle_membership_reply(id, reply),
+        }
+    }
+
+    fn handle_lease_reply(&mut self, id: NetworkId, holder: HolderId, reply: Option<Reply>) {
         let Some(member) = self.networks.get_mut(&id) else {
             return;
         };
@@ -316,7 +321,6 @@ impl Node {
 
     /// Asks for a new membership certificate from half of the old one's time on.
     pub(super) fn renew_membership_if_due(&mut self, id: NetworkId, now: Instant, unix: u64) {
-        let me = self.me;
         let Some(member) = self.networks.get_mut(&id) else {
             return;
         };
@@ -326,28 +330,11 @@ impl Node {
         }
         member.renewing = true;
         let transaction = Transaction::RenewMembership { unix };
-        if let Some(shell) = &mut member.registrar {
-            if shell.begin(me, transaction, ReplyTo::Membership).is_err() {
-                self.handle_membership_reply(id, None);
-            }
-            return;
-        }
-        let request = Request::Lease {
-            network: id,
-            membership: Box::new(member.membership.clone()),
-            transaction,
-        };
-        let (swarm, points) = (self.swarm.clone(), member.registrar_points());
-        self.job(async move {
-            Done::Membership {
-                network: id,
-                reply: ask_any(&swarm, &points, request).await,
-            }
-        });
+        self.ask_registrar(id, Asker::Membership, transaction);
     }
 
     /// A registrar renewed our membership, or did not.
-    pub(super) fn handle_membership_reply(&mut self, id: NetworkId, reply: Option<Reply>) {
+    fn handle_membership_reply(&mut self, id: NetworkId, reply: Option<Reply>) {
         let Some(member) = self.networks.get_mut(&id) else {
             return;
         };

@@ -42,9 +42,16 @@ pub(super) enum ReplyTo {
     Admission(oneshot::Sender<Vec<u8>>),
     /// Another member.
     Member(oneshot::Sender<Vec<u8>>),
-    /// One of our own holders.
+    /// This node.
+    Own(Asker),
+}
+
+/// What in this node asks a registrar.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asker {
+    /// One of its lease holders.
     Holder(HolderId),
-    /// Our own membership.
+    /// Its membership, which is to be renewed.
     Membership,
 }
 
@@ -244,8 +251,7 @@ impl Node {
 
     fn answer_transaction(&mut self, id: NetworkId, reply_to: ReplyTo, reply: Reply) {
         match reply_to {
-            ReplyTo::Holder(holder) => self.handle_lease_reply(id, holder, Some(reply)),
-            ReplyTo::Membership => self.handle_membership_reply(id, Some(reply)),
+            ReplyTo::Own(asker) => self.handle_registrar_reply(id, asker, Some(reply)),
             ReplyTo::Member(to) => {
                 let _gone = to.send(Response::Lease(Box::new(reply)).encode());
             }
