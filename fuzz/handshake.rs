@@ -86,7 +86,7 @@ fn initiations_are_opened() {
             );
             if let Ok(initiation) = opened {
                 let slot = SessionSlot::from_low_bits(2);
-                assert!(initiation.respond(&PSK, slot, true).is_ok());
+                assert!(initiation.respond(&PSK, slot, 2000, true).is_ok());
             }
         });
 }
@@ -95,7 +95,7 @@ fn initiations_are_opened() {
 fn responses_and_cookies_are_read() {
     let (response, _) = open_initiation(&BOB, NETWORK, &INITIATION, &mut rng(7))
         .unwrap()
-        .respond(&PSK, SessionSlot::from_low_bits(2), true)
+        .respond(&PSK, SessionSlot::from_low_bits(2), 2000, true)
         .unwrap();
     check!().with_type().for_each(|(edits, remac, cookie): &(Edits, bool, Vec<u8>)| {
         thread_local!(static WAITING: std::cell::Cell<Option<Initiator>> = const { std::cell::Cell::new(None) });

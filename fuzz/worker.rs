@@ -76,6 +76,7 @@ fn established(here: bool) -> Established {
         recv_root,
         local_index,
         remote_index,
+        remote_timestamp: 1,
         is_initiator: here,
     }
 }

@@ -101,7 +101,7 @@ impl Engine {
             let Ok(slot) = ctx.slots.insert(peer.key, &mut ctx.rng) else {
                 return ctx.count(Counter::DropHandshakeLoad);
             };
-            match initiation.respond(&local.psk, slot, ctx.aes) {
+            match initiation.respond(&local.psk, slot, ctx.unix_ns(now), ctx.aes) {
                 Ok((message, established)) => {
                     peer.handle_responded(established, ctx, now);
                     ctx.count(Counter::HandshakesSent);

@@ -19,7 +19,7 @@ use super::{Established, SessionSlot, Suite, mac};
 use crate::wire::datagram::{INITIATION, RESPONSE};
 use crate::wire::handshake::{
     HANDSHAKE_HEADER_BYTES, HandshakeHeader, INITIATION_BYTES, INITIATION_NOISE_BYTES,
-    KEM_CIPHERTEXT_BYTES, MAC_BYTES, RESPONSE_BYTES, RESPONSE_NOISE_BYTES,
+    KEM_CIPHERTEXT_BYTES, MAC_BYTES, RESPONSE_BYTES, RESPONSE_NOISE_BYTES, RESPONSE_PAYLOAD_BYTES,
 };
 
 /// Network keys have no epochs yet; the byte is on the wire so that a later version can tell them apart.
@@ -147,14 +147,22 @@ impl Initiator {
         message: &[u8],
     ) -> Result<Established, (Self, HandshakeError)> {
         match self.read_response(message) {
-            Ok((remote_index, suite)) => {
-                Ok(established(&mut self.state, suite, self.slot, remote_index))
-            }
+            Ok(Response {
+                slot,
+                suite,
+                timestamp,
+            }) => Ok(established(
+                &mut self.state,
+                suite,
+                self.slot,
+                slot,
+                timestamp,
+            )),
             Err(error) => Err((self, error)),
         }
     }
 
-    fn read_response(&mut self, message: &[u8]) -> Result<(SessionSlot, Suite), HandshakeError> {
+    fn read_response(&mut self, message: &[u8]) -> Result<Response, HandshakeError> {
         let header = HandshakeHeader::parse(message)
             .filter(|h| h.kind == RESPONSE && h.suite == 0 && h.psk_epoch == PSK_EPOCH)
             .ok_or(HandshakeError::Malformed)?;
@@ -165,18 +173,22 @@ impl Initiator {
         }
         let noise_part =
             &message[HANDSHAKE_HEADER_BYTES..HANDSHAKE_HEADER_BYTES + RESPONSE_NOISE_BYTES];
-        let mut payload = [0; 5 + 16];
+        let mut payload = [0; RESPONSE_PAYLOAD_BYTES + 16];
         self.state
             .read_message(noise_part, &mut payload)
             .map_err(|_| HandshakeError::NotAuthentic)?;
-        let remote_index = SessionSlot::from_low_bits(u32::from_be_bytes([
-            payload[0], payload[1], payload[2], payload[3],
-        ]));
+        let (slot, rest) = payload.split_first_chunk().expect("it has 4 bytes");
+        let (suite, rest) = rest.split_first().expect("it has a fifth");
+        let timestamp = rest.first_chunk().expect("it has 8 more");
         // The responder may only step down from what we offered.
-        let suite = Suite::from_wire(payload[4])
+        let suite = Suite::from_wire(*suite)
             .filter(|suite| *suite >= self.offered)
             .ok_or(HandshakeError::NotAuthentic)?;
-        Ok((remote_index, suite))
+        Ok(Response {
+            slot: SessionSlot::from_low_bits(u32::from_be_bytes(*slot)),
+            suite,
+            timestamp: u64::from_be_bytes(*timestamp),
+        })
     }
 
     /// Takes the cookie that a responder under load wants to see in the next initiation.
@@ -193,6 +205,13 @@ impl Initiator {
         )
         .ok_or(HandshakeError::UnexpectedCookie)
     }
+}
+
+/// What a responder says.
+struct Response {
+    slot: SessionSlot,
+    suite: Suite,
+    timestamp: u64,
 }
 
 /// An initiation that opened: its sender has the secret of the key it names. Whether we want to talk to that key, and
@@ -269,12 +288,15 @@ pub fn open_initiation(
 impl Initiation {
     /// Answers it: the response to send, and the session, to be used for sending once a datagram of it has opened.
     ///
+    /// `unix_ns` is our own time: no initiation that we sent earlier is good at the other side any more.
+    ///
     /// # Errors
     /// [`HandshakeError::NotAuthentic`] when the initiator's keys are degenerate.
     pub fn respond(
         mut self,
         psk: &[u8; 32],
         slot: SessionSlot,
+        unix_ns: u64,
         aes: bool,
     ) -> Result<(Vec<u8>, Established), HandshakeError> {
         let suite = self.offered.max(Suite::best(aes));
@@ -285,9 +307,10 @@ impl Initiation {
             )
             .expect("IKpsk2 has this place, and the key has 32 bytes");
         let header = HandshakeHeader::new(RESPONSE, 0, self.psk_epoch, self.remote_index.raw());
-        let mut payload = [0; 5];
+        let mut payload = [0; RESPONSE_PAYLOAD_BYTES];
         payload[..4].copy_from_slice(&slot.raw().to_be_bytes());
         payload[4] = suite.to_wire();
+        payload[5..].copy_from_slice(&unix_ns.to_be_bytes());
         let mut message = vec![0; RESPONSE_BYTES];
         let (head, rest) = message.split_at_mut(HANDSHAKE_HEADER_BYTES);
         head.copy_from_slice(header.as_bytes());
@@ -302,7 +325,13 @@ impl Initiation {
             &message[..RESPONSE_BYTES - MAC_BYTES],
         );
         message[RESPONSE_BYTES - MAC_BYTES..].copy_from_slice(&mac1);
-        let established = established(&mut self.state, suite, slot, self.remote_index);
+        let established = established(
+            &mut self.state,
+            suite,
+            slot,
+            self.remote_index,
+            self.timestamp,
+        );
         Ok((message, established))
     }
 }
@@ -313,6 +342,7 @@ fn established(
     suite: Suite,
     local_index: SessionSlot,
     remote_index: SessionSlot,
+    remote_timestamp: u64,
 ) -> Established {
     let is_initiator = state.is_initiator();
     let (first, second) = state.dangerously_get_raw_split();
@@ -328,6 +358,7 @@ fn established(
         recv_root,
         local_index,
         remote_index,
+        remote_timestamp,
         is_initiator,
     }
 }
@@ -384,7 +415,7 @@ mod tests {
         ) -> (Vec<u8>, Established) {
             let opened = open_initiation(&self.b, NETWORK, initiation, &mut self.rng).unwrap();
             assert_eq!((opened.x25519, opened.timestamp), (*self.a.x25519(), 1000));
-            opened.respond(psk, slot(2), aes).unwrap()
+            opened.respond(psk, slot(2), 2000, aes).unwrap()
         }
     }
 
@@ -411,6 +442,7 @@ mod tests {
         );
         assert_eq!((at_a.remote_index, at_b.remote_index), (slot(2), slot(1)));
         assert_eq!((at_a.is_initiator, at_b.is_initiator), (true, false));
+        assert_eq!((at_a.remote_timestamp, at_b.remote_timestamp), (2000, 1000));
         passes(&at_a, &at_b, 1);
         passes(&at_b, &at_a, 0);
     }

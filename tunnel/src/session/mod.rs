@@ -79,6 +79,8 @@ pub struct Established {
     pub local_index: SessionSlot,
     /// What we put into headers.
     pub remote_index: SessionSlot,
+    /// The peer's time when it spoke (unix nanoseconds): initiations of it that are not newer were recorded.
+    pub remote_timestamp: u64,
     /// Whether we began; see [`Rekey`].
     pub is_initiator: bool,
 }

@@ -22,8 +22,10 @@ pub const KEM_CIPHERTEXT_BYTES: usize = 1088;
 pub const INITIATION_NOISE_BYTES: usize = 32 + 48 + 8 + KEM_CIPHERTEXT_BYTES + 16;
 /// An initiation without a cookie: with a relay wrapper it fits an IPv6 path of 1280 bytes (1232 of UDP payload).
 pub const INITIATION_BYTES: usize = HANDSHAKE_HEADER_BYTES + INITIATION_NOISE_BYTES + MAC_BYTES;
+/// What a response says: the responder's slot, suite and time.
+pub const RESPONSE_PAYLOAD_BYTES: usize = 4 + 1 + 8;
 /// The Noise part of a response.
-pub const RESPONSE_NOISE_BYTES: usize = 32 + 5 + 16;
+pub const RESPONSE_NOISE_BYTES: usize = 32 + RESPONSE_PAYLOAD_BYTES + 16;
 /// A response.
 pub const RESPONSE_BYTES: usize = HANDSHAKE_HEADER_BYTES + RESPONSE_NOISE_BYTES + MAC_BYTES;
 /// A cookie reply.

@@ -62,6 +62,7 @@ fn established(sender: bool) -> Established {
         recv_root,
         local_index,
         remote_index,
+        remote_timestamp: 1,
         is_initiator: sender,
     }
 }

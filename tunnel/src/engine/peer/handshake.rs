@@ -136,6 +136,8 @@ impl Peer {
         match initiator.handle_response(message) {
             Ok(established) => {
                 ctx.count(Counter::Handshakes);
+                // What the peer sent before it answered us, to this life of ours or an earlier one, is worth nothing now.
+                let _newer = self.timestamp.accept(established.remote_timestamp);
                 let jitter = ctx.rng.random_range(Duration::ZERO..=REKEY_JITTER_MAX);
                 self.begin(Live::new(established, jitter, now), from, ctx, now);
                 self.agent.handle_received(from, now);
