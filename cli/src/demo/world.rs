@@ -261,11 +261,13 @@ impl<'lab> World<'lab> {
     pub(super) fn start_sshd(&mut self, machine: &Machine, authorized_keys: &str) -> Result<()> {
         machine.write_file("/etc/ssh/sshd_demo_config", SSHD_CONFIG)?;
         machine.write_file("/root/.ssh/authorized_keys", authorized_keys)?;
-        // Without PAM, sshd takes a root whose password field begins with '!' for a locked account.
+        // Without PAM, sshd takes a root whose password field begins with '!' for a locked account; where the user who runs
+        // this may not read the real file, another source of accounts (nss-systemd) says the same.
         machine.sh(
             "mkdir -p -m 755 /run/sshd; chmod 700 /root/.ssh; chmod 600 /root/.ssh/authorized_keys
              ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/demo_host_key
-             [ ! -f /etc/shadow ] || sed -i 's/^root:[^:]*:/root:*:/' /etc/shadow",
+             [ -f /etc/shadow ] || echo 'root:!:1:0:99999:7:::' > /etc/shadow
+             sed -i 's/^root:[^:]*:/root:*:/' /etc/shadow",
         )?;
         // sshd starts itself again for each connection, so it wants its full path.
         let path = machine.sh("command -v sshd")?;
