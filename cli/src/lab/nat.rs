@@ -83,11 +83,16 @@ impl Nat {
     }
 
     fn translation(self, outside: Ipv4Addr, lifetime: Duration) -> String {
-        // The hash gives an inside endpoint the same outside port whatever the destination.
+        // The hash gives an inside endpoint the same outside port whatever the destination. The map only says that the
+        // number is a port: nft of 2023 and later wants to be told.
+        let ports: Vec<_> = (0..OUTSIDE_PORTS)
+            .map(|n| format!("{n} : {}", OUTSIDE_PORT_MIN + n))
+            .collect();
+        let ports = ports.join(", ");
         let endpoint_independent = format!(
             "  chain outbound {{
     type nat hook postrouting priority srcnat;
-    oifname \"wan\" meta l4proto udp snat ip to {outside}:jhash ip saddr . udp sport mod 32768 offset 16384
+    oifname \"wan\" meta l4proto udp snat ip to {outside}:jhash ip saddr . udp sport mod {OUTSIDE_PORTS} map {{ {ports} }}
     oifname \"wan\" masquerade
   }}
 "
@@ -124,6 +129,10 @@ impl Nat {
         }
     }
 }
+
+/// The outside ports of a NAT that maps by endpoint: so many that two of a site's endpoints hardly ever get the same.
+const OUTSIDE_PORTS: u16 = 8192;
+const OUTSIDE_PORT_MIN: u16 = 16384;
 
 /// Outside port → inside endpoint.
 fn mappings(timeout: u64) -> String {
