@@ -130,8 +130,9 @@ impl Nat {
     }
 }
 
-/// The outside ports of a NAT that maps by endpoint: so many that two of a site's endpoints hardly ever get the same.
-const OUTSIDE_PORTS: u16 = 8192;
+/// The outside ports of a NAT that maps by endpoint: two of a site's few endpoints hardly ever get the same, and without root no
+/// longer map fits into a netlink message.
+const OUTSIDE_PORTS: u16 = 2048;
 const OUTSIDE_PORT_MIN: u16 = 16384;
 
 /// Outside port → inside endpoint.
