@@ -23,6 +23,8 @@ mod messages;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
+mod offload;
+#[cfg(test)]
 mod records;
 #[cfg(test)]
 mod services;

@@ -237,9 +237,9 @@ fn halves_of_frames_are_rejoined_within_bounds() {
             } else {
                 *total
             };
-            let header = HalfHeader::new((*id % 4).into(), which % 2, total);
+            let header = HalfHeader::new((*id % 4).into(), which % 2, total, None);
             let plaintext = [header.as_bytes(), bytes].concat();
-            if let Some(frame) = rejoiner.accept((*source % 2).into(), &plaintext, now) {
+            if let Some((frame, _)) = rejoiner.accept((*source % 2).into(), &plaintext, now) {
                 assert_eq!(frame.len(), usize::from(total));
             }
             let _ = rejoiner.accept(0, bytes, now);

@@ -8,16 +8,16 @@ use cli::demo::Node;
 use cli::lab::{INTERNET_BRIDGE, Lab, Machine, Nat};
 
 /// Two sites, a guest at each, both addressed by their own nodes.
-struct TwoGuests {
-    near: Machine,
-    far: Machine,
-    near_address: String,
-    far_address: String,
-    nodes: [Node; 2],
+pub(crate) struct TwoGuests {
+    pub(crate) near: Machine,
+    pub(crate) far: Machine,
+    pub(crate) near_address: String,
+    pub(crate) far_address: String,
+    pub(crate) nodes: [Node; 2],
     _others: (Node, [cli::lab::Process; 2]),
 }
 
-fn two_guests(lab: &Lab) -> TwoGuests {
+pub(crate) fn two_guests(lab: &Lab) -> TwoGuests {
     let (fabric, bootstrap) = fabric(lab);
     let left = host_behind(lab, Nat::PortRestricted, "left");
     let right = host_behind(lab, Nat::PortRestricted, "right");

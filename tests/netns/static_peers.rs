@@ -29,12 +29,12 @@ fn keys(number: u8) -> LocalKeys {
     LocalKeys::generate(&mut ChaCha20Rng::seed_from_u64(u64::from(number)))
 }
 
-fn overlay_address(number: u8) -> Ipv4Addr {
+pub(crate) fn overlay_address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, number)
 }
 
 /// A data plane on `host`, as number 1 or 2 of a network of two, with the TAP `farlan0`.
-fn start(host: &Host, number: u8, remote: &Host, workers: u8) -> Result<DataPlane> {
+pub(crate) fn start(host: &Host, number: u8, remote: &Host, workers: u8) -> Result<DataPlane> {
     let data_plane = host.within(|| {
         let config = DataPlaneConfig {
             listen: (Ipv4Addr::UNSPECIFIED, DATA_PORT).into(),
@@ -86,7 +86,7 @@ fn start(host: &Host, number: u8, remote: &Host, workers: u8) -> Result<DataPlan
     Ok(data_plane)
 }
 
-fn wait_for_ping(from: &Host, to: Ipv4Addr) -> Result<()> {
+pub(crate) fn wait_for_ping(from: &Host, to: Ipv4Addr) -> Result<()> {
     let give_up = Instant::now() + PATIENCE;
     loop {
         let answer = from.try_run(&["ping", "-c1", "-W1", &to.to_string()])?;

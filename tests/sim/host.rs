@@ -6,7 +6,7 @@ use overlay_types::{PathAddr, PeerId, PortId};
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
 use tunnel::{
     engine::{Engine, Event},
-    packet_buf::PacketBuf,
+    offload::Offload,
     worker::{Output, Report, Worker},
 };
 
@@ -22,7 +22,6 @@ pub struct NodeHost {
     pub guests: BTreeMap<PortId, Guest>,
     /// What the engine said since it was last asked.
     pub events: Vec<Event>,
-    buffer: PacketBuf,
 }
 
 /// What a node wants sent.
@@ -41,10 +40,11 @@ struct Wishes {
 const REPORTS_MAX: usize = 1024;
 
 impl Output for Wishes {
-    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]) {
-        self.sent.push((to, datagram.to_vec()));
+    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
+        self.sent.push((to, vec![0; len]));
+        &mut self.sent.last_mut().expect("it was just pushed").1
     }
-    fn deliver(&mut self, port: PortId, frame: &[u8]) {
+    fn deliver(&mut self, port: PortId, frame: &[u8], _offload: Offload) {
         self.delivered.push((port, frame.to_vec()));
     }
     fn report(&mut self, report: Report) -> bool {
@@ -68,7 +68,6 @@ impl NodeHost {
             workers,
             guests: BTreeMap::new(),
             events: Vec::new(),
-            buffer: PacketBuf::new(),
         }
     }
 
@@ -77,6 +76,7 @@ impl NodeHost {
         let mut wishes = Wishes::default();
         let worker = usize::from(from.port()) % self.workers.len();
         self.workers[worker].handle_datagram(from, bytes, now, &mut wishes);
+        self.workers[worker].end_turn(now, &mut wishes);
         self.settle(wishes, now)
     }
 
@@ -127,11 +127,7 @@ impl NodeHost {
     fn feed(&mut self, port: PortId, frames: Vec<Vec<u8>>, now: Instant, wishes: &mut Wishes) {
         let worker = usize::from(port.0) % self.workers.len();
         for frame in frames {
-            assert!(
-                self.buffer.fill(&frame),
-                "guests send frames of at most 1514 bytes"
-            );
-            self.workers[worker].handle_frame(port, &mut self.buffer, now, wishes);
+            self.workers[worker].handle_frame(port, &frame, Offload::NONE, now, wishes);
         }
     }
 
@@ -150,6 +146,7 @@ impl NodeHost {
                     now,
                     &mut wishes,
                 );
+                self.workers[usize::from(worker)].end_turn(now, &mut wishes);
             }
             // Before anything is sent: what is sent may be answered at once.
             if let Some(snapshot) = self.engine.take_snapshot() {

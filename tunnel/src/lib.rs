@@ -7,6 +7,7 @@
 pub mod engine;
 #[cfg(feature = "io")]
 pub mod io;
+pub mod offload;
 pub mod packet_buf;
 pub mod path;
 pub mod relay;

@@ -1,13 +1,16 @@
 //! Frames too large for the path travel as two halves of equal length; this cuts them and joins them again.
-//! Sealing is [`crate::session`]'s work; the super-frames of TAPs with offloads will be cut elsewhere.
+//! Sealing is [`crate::session`]'s work; super-frames are cut by [`crate::offload`].
 
 use std::time::{Duration, Instant};
 
 use zerocopy::IntoBytes;
 
-use crate::packet_buf::{FRAME_BYTES_MAX, PacketBuf};
+use crate::offload::PartialChecksum;
+use crate::packet_buf::FRAME_BYTES_MAX;
 use crate::wire::datagram::OVERHEAD_BYTES;
-use crate::wire::extension::{HALF_HEADER_BYTES, HalfHeader, PLAIN};
+use crate::wire::extension::{
+    HALF_HEADER_BYTES, HalfHeader, PIECE_HEADER_BYTES, PLAIN, PieceHeader,
+};
 
 /// Frames that wait for their other half. Halves leave back to back, so more than a few only wait when one was lost.
 pub const WAITING_MAX: usize = 64;
@@ -17,38 +20,68 @@ pub const WAIT_MAX: Duration = Duration::from_millis(500);
 /// How a frame goes over a path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fit {
-    /// As it is.
-    Whole,
-    /// In two halves.
-    Halves,
+    /// As it is, in a plaintext of so many bytes.
+    Whole(usize),
+    /// In two halves, in plaintexts of so many bytes.
+    Halves([usize; 2]),
     /// Not at all: drop and count.
     TooLarge,
 }
 
+/// The plaintext that a path with `path_mtu` bytes of UDP payload carries in one datagram.
+pub const fn room(path_mtu: u16) -> usize {
+    (path_mtu as usize).saturating_sub(OVERHEAD_BYTES)
+}
+
 /// How a frame of `frame_len` bytes goes over a path that carries `path_mtu` bytes of UDP payload.
-pub const fn fit(frame_len: usize, path_mtu: u16) -> Fit {
-    let room = (path_mtu as usize).saturating_sub(OVERHEAD_BYTES);
-    if frame_len < room {
-        Fit::Whole // one byte is the extension's
-    } else if frame_len.div_ceil(2) + HALF_HEADER_BYTES <= room && frame_len <= FRAME_BYTES_MAX {
-        Fit::Halves
+pub const fn fit(frame_len: usize, checksum: Option<PartialChecksum>, path_mtu: u16) -> Fit {
+    let room = room(path_mtu);
+    let whole = frame_len + whole_header_bytes(checksum);
+    let halves = [
+        frame_len.div_ceil(2) + HALF_HEADER_BYTES,
+        frame_len / 2 + HALF_HEADER_BYTES,
+    ];
+    if whole <= room {
+        Fit::Whole(whole)
+    } else if halves[0] <= room && frame_len <= FRAME_BYTES_MAX {
+        Fit::Halves(halves)
     } else {
         Fit::TooLarge
     }
 }
 
-/// Makes `buf`, which holds a frame, the plaintext of a datagram.
-pub fn whole(buf: &mut PacketBuf) {
-    buf.push_front(&[PLAIN]);
+const fn whole_header_bytes(checksum: Option<PartialChecksum>) -> usize {
+    if checksum.is_some() {
+        PIECE_HEADER_BYTES
+    } else {
+        1
+    }
 }
 
-/// Makes `out` the plaintext of the datagram with half `which` (0 or 1) of `frame`, for which [`fit`] said
-/// [`Fit::Halves`]. `id` differs from that of the lane's other recent frames.
-pub fn half(frame: &[u8], id: u32, which: u8, out: &mut PacketBuf) {
+/// Writes the plaintext of the datagram with `frame`, for which [`fit`] said [`Fit::Whole`].
+pub fn write_whole(frame: &[u8], checksum: Option<PartialChecksum>, plaintext: &mut [u8]) {
+    let (head, body) = plaintext.split_at_mut(whole_header_bytes(checksum));
+    match checksum {
+        Some(checksum) => head.copy_from_slice(PieceHeader::single(checksum).as_bytes()),
+        None => head[0] = PLAIN,
+    }
+    body.copy_from_slice(frame);
+}
+
+/// Writes the plaintext of the datagram with half `which` (0 or 1) of `frame`, for which [`fit`] said [`Fit::Halves`].
+/// `id` differs from that of the lane's other recent frames.
+pub fn write_half(
+    frame: &[u8],
+    checksum: Option<PartialChecksum>,
+    id: u32,
+    which: u8,
+    plaintext: &mut [u8],
+) {
     let (front, back) = frame.split_at(frame.len().div_ceil(2));
-    let filled = out.fill(if which == 0 { front } else { back });
-    debug_assert!(filled, "half of a frame fits where a whole one does");
-    out.push_front(HalfHeader::new(id, which, frame.len() as u16).as_bytes());
+    let (head, body) = plaintext.split_at_mut(HALF_HEADER_BYTES);
+    let header = HalfHeader::new(id, which, frame.len() as u16, checksum);
+    head.copy_from_slice(header.as_bytes());
+    body.copy_from_slice(if which == 0 { front } else { back });
 }
 
 /// What [`Rejoiner`] counted.
@@ -76,6 +109,7 @@ struct Waiting {
     key: Option<(u64, u32)>,
     total: usize,
     which: u8,
+    checksum: Option<PartialChecksum>,
     since: Instant,
     bytes: Vec<u8>,
 }
@@ -92,8 +126,13 @@ impl Rejoiner {
     }
 
     /// Takes the plaintext of a datagram with a half, from the lane of a peer that `source` stands for. Gives the whole
-    /// frame once both halves are there.
-    pub fn accept(&mut self, source: u64, plaintext: &[u8], now: Instant) -> Option<&mut [u8]> {
+    /// frame once both halves are there, and which checksum of it is to be completed.
+    pub fn accept(
+        &mut self,
+        source: u64,
+        plaintext: &[u8],
+        now: Instant,
+    ) -> Option<(&mut [u8], Option<PartialChecksum>)> {
         let Some((header, half)) =
             HalfHeader::parse(plaintext).filter(|(header, half)| is_sound(header, half))
         else {
@@ -116,14 +155,17 @@ impl Rejoiner {
             waiting.begin(key, &header, half, now);
             return None;
         }
-        if waiting.total != usize::from(header.total()) || waiting.which == header.which {
+        if waiting.total != usize::from(header.total())
+            || waiting.which == header.which
+            || waiting.checksum != header.checksum()
+        {
             self.stats.dropped_malformed += 1;
             return None;
         }
         self.stats.joined += 1;
         waiting.key = None;
         waiting.put(header.which, half);
-        Some(&mut waiting.bytes[..])
+        Some((&mut waiting.bytes[..], waiting.checksum))
     }
 
     /// A place for one more: a free one, a new one, or that of the half which has waited longest.
@@ -140,6 +182,7 @@ impl Rejoiner {
                 key: None,
                 total: 0,
                 which: 0,
+                checksum: None,
                 since: now,
                 bytes: Vec::new(),
             });
@@ -165,6 +208,7 @@ impl Waiting {
         self.key = Some(key);
         self.total = usize::from(header.total());
         self.which = header.which;
+        self.checksum = header.checksum();
         self.since = now;
         self.bytes.resize(self.total, 0);
         self.put(header.which, half);
@@ -198,21 +242,33 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const PARTIAL: Option<PartialChecksum> = Some(PartialChecksum {
+        start: 34,
+        offset: 6,
+    });
+
     fn halves(frame: &[u8], id: u32) -> [Vec<u8>; 2] {
         [0, 1].map(|which| {
-            let mut buf = PacketBuf::new();
-            half(frame, id, which, &mut buf);
-            buf.payload().to_vec()
+            let half = if which == 0 {
+                frame.len().div_ceil(2)
+            } else {
+                frame.len() / 2
+            };
+            let mut plaintext = vec![0; HALF_HEADER_BYTES + half];
+            write_half(frame, PARTIAL, id, which, &mut plaintext);
+            plaintext
         })
     }
 
     #[test]
     fn a_full_ethernet_frame_crosses_an_ethernet_underlay_in_halves() {
-        assert_eq!(fit(1514, 1472), Fit::Halves);
-        assert_eq!(fit(1431, 1472), Fit::Whole);
-        assert_eq!(fit(1432, 1472), Fit::Halves);
-        assert_eq!(fit(1514, 1232), Fit::Halves);
-        assert_eq!(fit(9014, 1472), Fit::TooLarge);
+        assert_eq!(fit(1514, None, 1472), Fit::Halves([769, 769]));
+        assert_eq!(fit(1431, None, 1472), Fit::Whole(1432));
+        assert_eq!(fit(1432, None, 1472), Fit::Halves([728, 728]));
+        assert_eq!(fit(1420, PARTIAL, 1472), Fit::Whole(1432));
+        assert_eq!(fit(1421, PARTIAL, 1472), Fit::Halves([723, 722]));
+        assert_eq!(fit(1514, PARTIAL, 1232), Fit::Halves([769, 769]));
+        assert_eq!(fit(9014, None, 1472), Fit::TooLarge);
     }
 
     #[test]
@@ -279,7 +335,8 @@ mod tests {
             let [front, back] = halves(&frame, 5);
             let (first, second) = if back_first { (back, front) } else { (front, back) };
             prop_assert!(rejoiner.accept(1, &first, t0).is_none());
-            prop_assert_eq!(rejoiner.accept(1, &second, t0).map(|joined| &*joined), Some(&frame[..]));
+            let (joined, checksum) = rejoiner.accept(1, &second, t0).unwrap();
+            prop_assert_eq!((&*joined, checksum), (&frame[..], PARTIAL));
         }
 
         #[test]

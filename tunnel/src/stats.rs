@@ -31,6 +31,10 @@ counters! {
     FramesToPeers => "frames_to_peers",
     /// Frames cut in two for a narrow path.
     FramesSplit => "frames_split",
+    /// Super-frames that were cut for a peer.
+    SuperFramesCut => "super_frames_cut",
+    /// Super-frames that were joined from a peer's pieces.
+    SuperFramesJoined => "super_frames_joined",
     /// ARP and neighbour questions that were answered from bindings.
     AnsweredLocally => "answered_locally",
     /// Questions about addresses that nothing is bound to.

@@ -169,8 +169,12 @@ impl Engine {
             return self.switch_peer_frame(key, &plaintext[1..], now);
         }
         let mut rejoiner = std::mem::take(&mut self.rejoiner);
-        if let Some(frame) = rejoiner.accept(u64::from(slot.index(0)), plaintext, now) {
-            self.switch_peer_frame(key, frame, now);
+        if let Some((frame, checksum)) = rejoiner.accept(u64::from(slot.index(0)), plaintext, now) {
+            if checksum.is_none_or(|checksum| crate::offload::checksum::complete(frame, checksum)) {
+                self.switch_peer_frame(key, frame, now);
+            } else {
+                self.ctx.count(Counter::DropMalformed);
+            }
         }
         self.rejoiner = rejoiner;
         let unjoined = worker::unjoined(&self.rejoiner);

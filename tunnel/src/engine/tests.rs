@@ -2,7 +2,7 @@
 
 use super::{Command, Engine, EngineConfig, Event, Transmit};
 use crate::{
-    packet_buf::PacketBuf,
+    offload::Offload,
     session::LocalKeys,
     snapshot::Snapshot,
     stats::{Counter, Counters},
@@ -59,10 +59,11 @@ struct Outbox {
 }
 
 impl Output for Outbox {
-    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]) {
-        self.datagrams.push((to, datagram.to_vec()));
+    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
+        self.datagrams.push((to, vec![0; len]));
+        &mut self.datagrams.last_mut().unwrap().1
     }
-    fn deliver(&mut self, port: PortId, frame: &[u8]) {
+    fn deliver(&mut self, port: PortId, frame: &[u8], _offload: Offload) {
         self.frames.push((port, frame.to_vec()));
     }
     fn report(&mut self, report: Report) -> bool {
@@ -259,10 +260,9 @@ impl World {
 
     /// A guest sends a frame.
     fn guest_sends(&mut self, node: usize, frame: &[u8]) {
-        let mut buf = PacketBuf::new();
-        assert!(buf.fill(frame));
         let mut out = Outbox::default();
-        self.nodes[node].workers[0].handle_frame(PORT, &mut buf, self.now, &mut out);
+        let worker = &mut self.nodes[node].workers[0];
+        worker.handle_frame(PORT, frame, Offload::NONE, self.now, &mut out);
         self.drain(node, out);
     }
 
@@ -270,7 +270,9 @@ impl World {
         let mut out = Outbox::default();
         // The kernel spreads datagrams over sockets as it likes.
         let worker = self.rng.random_range(0..self.nodes[node].workers.len());
-        self.nodes[node].workers[worker].handle_datagram(from, &mut bytes, self.now, &mut out);
+        let worker = &mut self.nodes[node].workers[worker];
+        worker.handle_datagram(from, &mut bytes, self.now, &mut out);
+        worker.end_turn(self.now, &mut out);
         self.drain(node, out);
     }
 
@@ -284,7 +286,9 @@ impl World {
             let n = &mut self.nodes[node];
             n.frames.append(&mut out.frames);
             for (worker, from, mut bytes) in std::mem::take(&mut out.handed) {
-                n.workers[usize::from(worker)].handle_unwrapped(from, &mut bytes, now, &mut out);
+                let worker = &mut n.workers[usize::from(worker)];
+                worker.handle_unwrapped(from, &mut bytes, now, &mut out);
+                worker.end_turn(now, &mut out);
             }
             for report in std::mem::take(&mut out.reports) {
                 n.engine.handle_report(report, now);

@@ -18,7 +18,9 @@ struct Run {
     to: Option<SocketAddr>,
     segment: usize,
     count: usize,
-    bytes: Vec<u8>,
+    /// How much of `bytes` is used.
+    len: usize,
+    bytes: Box<[u8]>,
 }
 
 /// What takes a finished run: a destination, the datagrams one after the other, and the length of all but the last.
@@ -33,7 +35,8 @@ impl SendBatch {
             to: None,
             segment: 0,
             count: 0,
-            bytes: Vec::with_capacity(RUN_BYTES_MAX),
+            len: 0,
+            bytes: vec![0; RUN_BYTES_MAX].into_boxed_slice(),
         };
         Self {
             runs: [empty(), empty(), empty(), empty()],
@@ -41,30 +44,39 @@ impl SendBatch {
         }
     }
 
-    /// Adds a datagram. Datagrams for one destination leave in the order in which they came.
-    pub(super) fn push(&mut self, to: SocketAddr, datagram: &[u8], sink: &mut impl RunSink) {
+    /// Room for one more datagram of `len` bytes, to be written before anything else is done with the batch. Datagrams for
+    /// one destination leave in the order in which they came.
+    ///
+    /// # Panics
+    /// When `len` exceeds what UDP carries.
+    pub(super) fn push(
+        &mut self,
+        to: SocketAddr,
+        len: usize,
+        sink: &mut impl RunSink,
+    ) -> &mut [u8] {
         let at = self
             .runs
             .iter()
             .position(|run| run.to == Some(to))
             .unwrap_or_else(|| self.make_room(sink));
         let run = &mut self.runs[at];
-        let fits = run.count > 0
+        // A shorter datagram can only be the last of its run.
+        let is_closed = run.len < run.count * run.segment;
+        let fits = !is_closed
             && run.count < self.segments_max
-            && datagram.len() <= run.segment
-            && run.bytes.len() + datagram.len() <= RUN_BYTES_MAX;
+            && len <= run.segment
+            && run.len + len <= RUN_BYTES_MAX;
         if run.count > 0 && !fits {
             run.send(sink);
         }
         if run.count == 0 {
-            (run.to, run.segment) = (Some(to), datagram.len());
+            (run.to, run.segment) = (Some(to), len);
         }
-        run.bytes.extend_from_slice(datagram);
+        let start = run.len;
+        run.len += len;
         run.count += 1;
-        // A shorter datagram can only be the last of its run.
-        if datagram.len() < run.segment {
-            run.send(sink);
-        }
+        &mut run.bytes[start..start + len]
     }
 
     /// Sends everything that was gathered.
@@ -79,7 +91,7 @@ impl SendBatch {
             return free;
         }
         let fullest = (0..RUNS)
-            .max_by_key(|at| self.runs[*at].bytes.len())
+            .max_by_key(|at| self.runs[*at].len)
             .expect("there is at least one run");
         self.runs[fullest].send(sink);
         fullest
@@ -89,10 +101,9 @@ impl SendBatch {
 impl Run {
     fn send(&mut self, sink: &mut impl RunSink) {
         if let Some(to) = self.to.take() {
-            sink.send_run(to, &self.bytes, self.segment);
+            sink.send_run(to, &self.bytes[..self.len], self.segment);
         }
-        self.bytes.clear();
-        self.count = 0;
+        (self.len, self.count) = (0, 0);
     }
 }
 
@@ -121,7 +132,7 @@ mod tests {
     fn equal_datagrams_make_one_run_which_a_shorter_one_ends() {
         let (mut batch, mut sent) = (SendBatch::new(64), Sent::default());
         for len in [100, 100, 60, 100] {
-            batch.push(addr(1), &vec![7; len], &mut sent);
+            batch.push(addr(1), len, &mut sent).fill(7);
         }
         batch.flush(&mut sent);
         let lens: Vec<Vec<usize>> = sent
@@ -136,7 +147,7 @@ mod tests {
     fn a_run_is_never_longer_than_the_socket_takes() {
         let (mut batch, mut sent) = (SendBatch::new(3), Sent::default());
         for _ in 0..7 {
-            batch.push(addr(1), &[7; 10], &mut sent);
+            batch.push(addr(1), 10, &mut sent).fill(7);
         }
         batch.flush(&mut sent);
         assert_eq!(
@@ -152,7 +163,7 @@ mod tests {
             let mut expected = std::collections::BTreeMap::<SocketAddr, Vec<Vec<u8>>>::new();
             for (n, (port, len)) in steps.into_iter().enumerate() {
                 let datagram = vec![n as u8; len];
-                batch.push(addr(port), &datagram, &mut sent);
+                batch.push(addr(port), len, &mut sent).copy_from_slice(&datagram);
                 expected.entry(addr(port)).or_default().push(datagram);
             }
             batch.flush(&mut sent);

@@ -13,6 +13,7 @@ use super::tap::{Tap, TapQueue};
 use super::udp::UdpPort;
 use super::worker_thread::{ToWorker, WorkerLink};
 use crate::engine::{Command, Engine, Event, PeerStats};
+use crate::offload::Offload;
 use crate::snapshot::Snapshot;
 use crate::stats::{Counter, Counters};
 use crate::worker::Report;
@@ -176,7 +177,7 @@ impl EngineThread {
             if !self
                 .taps
                 .get(&port)
-                .is_some_and(|queue| queue.write(&frame))
+                .is_some_and(|queue| queue.write(&frame, Offload::NONE))
             {
                 self.counters.count(Counter::DropTap);
             }

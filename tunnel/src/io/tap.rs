@@ -1,12 +1,34 @@
 //! A TAP: where the guests of one port plug in. The `tun` package makes and configures it; its descriptor is ours, for
-//! epoll now, for offloads and queues later. Addresses and bridges are the node's business.
+//! epoll and offloads. Addresses and bridges are the node's business.
+//!
+//! Every frame has a [`VnetHeader`] in front, both ways. Which offloads the kernel hands over is agreed once, from the most
+//! it may know down to none; it takes TCP super-frames in any case, and UDP's since Linux 6.2.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use overlay_types::MacAddr;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use tracing::debug;
 use tun::AbstractDevice;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::offload::{Cutter, Layout, Offload, SegmentationKind};
+use crate::wire::vnet::{VNET_HEADER_BYTES, VnetHeader};
+
+/// The longest super-frame: what IP's length field allows, Ethernet, two VLAN tags, and the header in front.
+const READ_BYTES_MAX: usize = VNET_HEADER_BYTES + 65_535 + 22;
+
+const TSO: libc::c_uint = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+const USO: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+
+/// Sets of offloads, the best first; older kernels refuse what they do not know.
+const OFFLOADS: [libc::c_uint; 4] = [
+    libc::TUN_F_CSUM | TSO | libc::TUN_F_TSO_ECN | USO,
+    libc::TUN_F_CSUM | TSO | libc::TUN_F_TSO_ECN,
+    libc::TUN_F_CSUM | TSO,
+    0,
+];
 
 /// A TAP that exists while this does (and while a data plane holds it).
 #[derive(Debug)]
@@ -14,6 +36,7 @@ pub struct Tap {
     fd: OwnedFd,
     name: String,
     ifindex: u32,
+    takes_uso: bool,
 }
 
 /// Why there is no TAP.
@@ -55,6 +78,9 @@ impl Tap {
         }
         let mut config = tun::Configuration::default();
         config.layer(tun::Layer::L2).tun_name(named).mtu(mtu);
+        config.platform_config(|linux| {
+            linux.vnet_hdr(true);
+        });
         let explain = |error: tun::Error| explain(into_io(error), named);
         let mut device = tun::Device::new(&config).map_err(explain)?;
         let name = device.tun_name().map_err(explain)?;
@@ -71,7 +97,13 @@ impl Tap {
         let flags = fcntl_getfl(&fd).map_err(|errno| TapError::Other(errno.into()))?;
         fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
             .map_err(|errno| TapError::Other(errno.into()))?;
-        Ok(Self { fd, name, ifindex })
+        let takes_uso = set_offloads(&fd, &name) & USO != 0;
+        Ok(Self {
+            fd,
+            name,
+            ifindex,
+            takes_uso,
+        })
     }
 
     /// The interface's name.
@@ -86,37 +118,101 @@ impl Tap {
 
     /// Another descriptor of the same single queue: one worker reads it, all may write.
     pub(super) fn share(&self) -> io::Result<TapQueue> {
-        self.fd.try_clone().map(TapQueue)
+        Ok(TapQueue {
+            fd: self.fd.try_clone()?,
+            takes_uso: self.takes_uso,
+        })
     }
 }
 
 /// One thread's descriptor of a TAP.
 #[derive(Debug)]
-pub(super) struct TapQueue(OwnedFd);
+pub(super) struct TapQueue {
+    fd: OwnedFd,
+    takes_uso: bool,
+}
+
+/// Memory for one frame to be read into.
+pub(super) struct ReadBuffer(Box<[u8]>);
+
+impl ReadBuffer {
+    pub(super) fn new() -> Self {
+        Self(vec![0; READ_BYTES_MAX].into_boxed_slice())
+    }
+}
 
 impl TapQueue {
-    /// Reads one frame; none when there is none now.
-    pub(super) fn read(&self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        loop {
-            match rustix::io::read(&self.0, &mut *into) {
-                Ok(len) => return Ok(Some(len)),
+    /// Reads one frame and what is to be done to it; none when there is none now.
+    pub(super) fn read<'b>(
+        &self,
+        buffer: &'b mut ReadBuffer,
+    ) -> io::Result<Option<(&'b [u8], Offload)>> {
+        let len = loop {
+            match rustix::io::read(&self.fd, &mut *buffer.0) {
+                Ok(len) => break len,
                 Err(rustix::io::Errno::AGAIN) => return Ok(None),
                 Err(rustix::io::Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
-        }
+        };
+        let unknown = || io::Error::other("the kernel's header in front of a frame is unknown");
+        let (header, frame) =
+            VnetHeader::ref_from_prefix(&buffer.0[..len]).map_err(|_| unknown())?;
+        let offload = header.offload().ok_or_else(unknown)?;
+        Ok(Some((frame, offload)))
     }
 
     /// Writes one frame; false when the kernel did not take it (queue full, interface down, gone).
     #[must_use]
-    pub(super) fn write(&self, frame: &[u8]) -> bool {
-        rustix::io::write(&self.0, frame).is_ok()
+    pub(super) fn write(&self, frame: &[u8], offload: Offload) -> bool {
+        let header_len = match offload.segmentation {
+            None => 0,
+            Some(segmentation) if segmentation.kind == SegmentationKind::Udp && !self.takes_uso => {
+                return self.write_cut(frame, &offload);
+            }
+            Some(_) => Layout::of(frame, &offload).map_or(0, |layout| layout.payload),
+        };
+        let header = VnetHeader::new(offload, header_len as u16);
+        let parts = [IoSlice::new(header.as_bytes()), IoSlice::new(frame)];
+        rustix::io::writev(&self.fd, &parts).is_ok()
     }
+
+    /// UDP's super-frame for a kernel that does not know any.
+    fn write_cut(&self, frame: &[u8], offload: &Offload) -> bool {
+        let Ok(cutter) = Cutter::new(frame, offload, usize::MAX) else {
+            return false;
+        };
+        (0..cutter.count())
+            .map(|index| self.write(&cutter.segment_for_a_wire(index), Offload::NONE))
+            .fold(true, |all, written| all & written)
+    }
+}
+
+/// Asks for the best offloads that the kernel knows; tells which those are.
+fn set_offloads(fd: &OwnedFd, name: &str) -> libc::c_uint {
+    use std::os::fd::AsRawFd;
+    for offloads in OFFLOADS {
+        // SAFETY: the descriptor is open while `fd` lives; TUNSETOFFLOAD takes its argument by value and keeps no
+        // reference to anything of ours.
+        #[expect(unsafe_code, reason = "no safe wrapper sets a TAP's offloads")]
+        let result = unsafe {
+            libc::ioctl(
+                fd.as_raw_fd(),
+                libc::TUNSETOFFLOAD as _,
+                libc::c_ulong::from(offloads),
+            )
+        };
+        if result == 0 {
+            debug!(name, offloads, "a TAP's offloads");
+            return offloads;
+        }
+    }
+    0
 }
 
 impl AsFd for TapQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 

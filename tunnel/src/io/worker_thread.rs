@@ -15,10 +15,10 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use tracing::warn;
 
 use super::batch::{RunSink, SendBatch};
-use super::tap::TapQueue;
+use super::tap::{ReadBuffer, TapQueue};
 use super::udp::{ReceiveBuffers, UdpPort, Unsent};
 use super::wake::Wake;
-use crate::packet_buf::{FRAME_BYTES_MAX, PacketBuf};
+use crate::offload::Offload;
 use crate::snapshot::Snapshot;
 use crate::stats::{Counter, Counters};
 use crate::worker::{Output, Report, Worker};
@@ -123,7 +123,7 @@ pub(super) struct WorkerThread {
     current: Arc<Snapshot>,
     epoll: rustix::fd::OwnedFd,
     received: ReceiveBuffers,
-    frame: PacketBuf,
+    frame: ReadBuffer,
     /// Ports that this worker reads.
     reading: Vec<PortId>,
 }
@@ -182,7 +182,7 @@ impl WorkerThread {
             snapshot,
             epoll,
             received: ReceiveBuffers::new(),
-            frame: PacketBuf::new(),
+            frame: ReadBuffer::new(),
             reading: Vec::new(),
         })
     }
@@ -245,9 +245,12 @@ impl WorkerThread {
             ..
         } = self;
         match shell.udp.receive(received) {
-            Ok(count) => received.for_each(count, |from, datagram| {
-                worker.handle_datagram(from, datagram, now, shell)
-            }),
+            Ok(count) => {
+                received.for_each(count, |from, datagram| {
+                    worker.handle_datagram(from, datagram, now, shell)
+                });
+                worker.end_turn(now, shell);
+            }
             // Errors of a UDP socket are about datagrams that left earlier.
             Err(_) => shell.count(Counter::DropUdpFailed, 1, now),
         }
@@ -258,8 +261,11 @@ impl WorkerThread {
             let Some(queue) = self.shell.taps.get(&port) else {
                 return;
             };
-            match queue.read(&mut self.frame.spare()[..FRAME_BYTES_MAX]) {
-                Ok(Some(len)) => self.frame.set_len(len),
+            match queue.read(&mut self.frame) {
+                Ok(Some((frame, offload))) => {
+                    self.worker
+                        .handle_frame(port, frame, offload, now, &mut self.shell);
+                }
                 Ok(None) => return,
                 Err(error) => {
                     // Somebody deleted the interface: it would be readable for ever.
@@ -268,8 +274,6 @@ impl WorkerThread {
                     return;
                 }
             }
-            self.worker
-                .handle_frame(port, &mut self.frame, now, &mut self.shell);
         }
     }
 
@@ -295,6 +299,7 @@ impl WorkerThread {
                 .handle_unwrapped(handed.from, &mut handed.bytes, now, &mut self.shell);
             let _ = self.ends.empty.try_send(handed.bytes);
         }
+        self.worker.end_turn(now, &mut self.shell);
         std::ops::ControlFlow::Continue(())
     }
 
@@ -358,18 +363,19 @@ impl Shell {
 }
 
 impl Output for Shell {
-    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]) {
+    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
         let Self {
             udp,
             batch,
             counters,
             ..
         } = self;
-        batch.push(to, datagram, &mut CountingSink { udp, counters });
+        batch.push(to, len, &mut CountingSink { udp, counters })
     }
 
-    fn deliver(&mut self, port: PortId, frame: &[u8]) {
-        if !self.taps.get(&port).is_some_and(|queue| queue.write(frame)) {
+    fn deliver(&mut self, port: PortId, frame: &[u8], offload: Offload) {
+        let queue = self.taps.get(&port);
+        if !queue.is_some_and(|queue| queue.write(frame, offload)) {
             self.counters.count(Counter::DropTap);
         }
     }

@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::replay::ReplayWindow;
 use super::{SessionSlot, Suite};
 use crate::packet_buf::PacketBuf;
-use crate::wire::datagram::{DATA_HEADER_BYTES, DataHeader};
+use crate::wire::datagram::{DATA_HEADER_BYTES, DataHeader, TAG_BYTES};
 
 /// How many datagrams one key seals: the confidentiality limit of AES-GCM for full-size packets (RFC 9001 §6.6).
 /// ChaCha20 has no such limit within reach, but one rule for both is simpler.
@@ -75,25 +75,46 @@ impl SendLane {
     /// # Errors
     /// [`SealError`] when the session has to be renewed first.
     pub fn seal(&mut self, buf: &mut PacketBuf) -> Result<(), SealError> {
+        self.prepare()?;
+        buf.push_front(&[0; DATA_HEADER_BYTES]);
+        buf.push_back(&[0; TAG_BYTES]);
+        self.seal_in(buf.payload_mut());
+        Ok(())
+    }
+
+    /// Sees to it that one more datagram can be sealed.
+    ///
+    /// # Errors
+    /// [`SealError`] when the session has to be renewed first.
+    pub fn prepare(&mut self) -> Result<(), SealError> {
         if self.counter == DATAGRAMS_PER_KEY {
             self.ratchet()?;
         }
         if self.exhausted {
             return Err(SealError);
         }
+        Ok(())
+    }
+
+    /// Makes `datagram` one, where it lies: its plaintext has room for the header in front and for the tag behind.
+    ///
+    /// # Panics
+    /// Without [`Self::prepare`] before, and when there is no room.
+    pub fn seal_in(&mut self, datagram: &mut [u8]) {
+        assert!(
+            self.counter < DATAGRAMS_PER_KEY && !self.exhausted,
+            "one more datagram was prepared for"
+        );
         let header = DataHeader::new(self.remote_index, self.lane, self.phase, self.counter);
         self.counter += 1;
+        let (head, rest) = datagram.split_at_mut(DATA_HEADER_BYTES);
+        let (plaintext, tail) = rest.split_at_mut(rest.len() - TAG_BYTES);
+        head.copy_from_slice(header.as_bytes());
         let tag = self
             .key
-            .seal_in_place_separate_tag(
-                nonce(&header),
-                Aad::from(header.as_bytes()),
-                buf.payload_mut(),
-            )
-            .map_err(|_| SealError)?;
-        buf.push_back(tag.as_ref());
-        buf.push_front(header.as_bytes());
-        Ok(())
+            .seal_in_place_separate_tag(nonce(&header), Aad::from(header.as_bytes()), plaintext)
+            .expect("a datagram is shorter than any cipher's limit");
+        tail.copy_from_slice(tag.as_ref());
     }
 
     fn ratchet(&mut self) -> Result<(), SealError> {

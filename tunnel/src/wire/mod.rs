@@ -10,3 +10,4 @@ pub mod extension;
 pub mod handshake;
 pub mod ip;
 pub mod ndp;
+pub mod vnet;

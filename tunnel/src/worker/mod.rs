@@ -4,14 +4,16 @@
 mod lane;
 mod limits;
 mod report;
+mod send;
 
 pub use report::{Output, Report, Traffic};
 
 use crate::{
+    offload::{self, Joiner, Offload},
     packet_buf::PacketBuf,
     session::{OpenError, SessionSlot},
-    snapshot::{NetworkView, Place, Snapshot, Way},
-    split::{self, Fit, Rejoiner},
+    snapshot::{NetworkView, Place, Snapshot},
+    split::Rejoiner,
     stats::{Counter, Counters},
     switch::{
         self, Judged, Source, Verdict,
@@ -19,7 +21,7 @@ use crate::{
     },
     wire::{
         datagram::{DatagramKind, LANE_MAX, RELAY_HEADER_BYTES, RelayHeader, classify},
-        extension,
+        extension::{self, PieceHeader},
     },
 };
 use lane::Lane;
@@ -41,12 +43,16 @@ struct State {
     budgets: Budgets,
     stations_told: StationsTold,
     limits: Limits,
-    /// Buffers for copies and halves; one flood needs both.
-    spares: Vec<PacketBuf>,
+    /// For a datagram of a super-frame that goes in halves.
+    spare: Vec<u8>,
     rejoiner: Rejoiner,
+    joiner: Joiner,
+    /// Network and peer of what is being joined.
+    joining: (u16, u16),
     /// Halves that never met, as far as they were counted.
     unjoined_told: u64,
     next_split_id: u32,
+    next_super_frame_id: u16,
     counters: Counters,
     /// Sessions with traffic that was not told yet; never longer than there are lanes.
     busy: Vec<SessionSlot>,
@@ -70,10 +76,13 @@ impl Worker {
             budgets: Budgets::default(),
             stations_told: StationsTold::default(),
             limits: Limits::new(now),
-            spares: vec![PacketBuf::new(), PacketBuf::new()],
+            spare: Vec::new(),
             rejoiner: Rejoiner::new(),
+            joiner: Joiner::new(),
+            joining: (0, 0),
             unjoined_told: 0,
             next_split_id: 0,
+            next_super_frame_id: 0,
             counters: Counters::default(),
             busy: Vec::new(),
             tell_at: None,
@@ -90,11 +99,12 @@ impl Worker {
         self.snapshot = snapshot;
     }
 
-    /// A frame came from a local port. It is sealed where it lies; afterwards the buffer's content is of no use.
+    /// A frame came from a local port, with this to be done to it.
     pub fn handle_frame(
         &mut self,
         port: PortId,
-        buf: &mut PacketBuf,
+        frame: &[u8],
+        offload: Offload,
         now: Instant,
         out: &mut impl Output,
     ) {
@@ -102,7 +112,8 @@ impl Worker {
         state.count(Counter::FramesFromPorts, now);
         match snapshot.port(port) {
             Some((network, at)) => {
-                state.frame_from_port(&snapshot.networks[usize::from(network)], at, buf, now, out)
+                let view = &snapshot.networks[usize::from(network)];
+                state.frame_from_port(view, at, frame, offload, now, out);
             }
             None => state.count(Counter::DropUnknownPort, now),
         }
@@ -168,6 +179,12 @@ impl Worker {
         }
     }
 
+    /// No more datagrams are there now: delivers what was being joined.
+    pub fn end_turn(&mut self, now: Instant, out: &mut impl Output) {
+        let Self { snapshot, state } = self;
+        state.deliver_joined(snapshot, now, out);
+    }
+
     /// Time passed.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut impl Output) {
         if self.state.tell_at.is_some_and(|at| now >= at) {
@@ -202,34 +219,39 @@ impl State {
         &mut self,
         view: &NetworkView,
         port: u16,
-        buf: &mut PacketBuf,
+        frame: &[u8],
+        offload: Offload,
         now: Instant,
         out: &mut impl Output,
     ) {
-        if buf.len() > view.frame_bytes_max {
-            return self.count(Counter::DropOversize, now);
+        match offload::longest_segment(frame, &offload) {
+            None => return self.count(Counter::DropMalformed, now),
+            Some(len) if len > view.frame_bytes_max => {
+                return self.count(Counter::DropOversize, now);
+            }
+            Some(_) => {}
         }
         let from = Source::Port(port);
         let (id, location) = (
             view.ports[usize::from(port)].id,
             location(view, Place::Port(port)),
         );
-        let judged = switch::judge(view, from, buf.payload());
-        self.tell_what_was_seen(view, from, &judged, buf.payload(), now, out);
+        let judged = switch::judge(view, from, frame);
+        self.tell_what_was_seen(view, from, &judged, frame, now, out);
         match judged.verdict {
             Verdict::Drop(why) => self.count(why, now),
-            Verdict::To(Place::Port(to)) => self.deliver(view, to, buf.payload(), now, out),
-            Verdict::To(Place::Peer(to)) => self.frame_to_peer(view, to, buf, now, out),
+            Verdict::To(Place::Port(to)) => self.deliver(view, to, frame, offload, now, out),
+            Verdict::To(Place::Peer(to)) => self.frame_to_peer(view, to, frame, offload, now, out),
             Verdict::To(Place::Elsewhere) => self.count(Counter::DropNoSession, now),
-            Verdict::Flood => self.flood(view, from, location, buf, now, out),
+            Verdict::Flood => self.flood(view, from, location, frame, offload, now, out),
             Verdict::Answer(answer) => {
                 self.count(Counter::AnsweredLocally, now);
-                out.deliver(id, answer.frame());
+                out.deliver(id, answer.frame(), Offload::NONE);
             }
             Verdict::Wanted(ip) => {
                 self.count(Counter::AddressesWanted, now);
                 if self.limits.wanted.take(now) {
-                    let frame = buf.payload().to_vec();
+                    let frame = offload::for_a_wire(frame, &offload);
                     self.report(
                         Report::AddressWanted {
                             network: view.id,
@@ -250,7 +272,7 @@ impl State {
                         Report::Punted {
                             network: view.id,
                             port: id,
-                            frame: buf.payload().to_vec(),
+                            frame: offload::for_a_wire(frame, &offload),
                         },
                         now,
                         out,
@@ -261,7 +283,7 @@ impl State {
             }
             Verdict::FirstOfPort => {
                 if self.limits.punted.take(now) {
-                    let frame = buf.payload().to_vec();
+                    let frame = offload::for_a_wire(frame, &offload);
                     self.report(
                         Report::GuestSpoke {
                             port: id,
@@ -335,12 +357,17 @@ impl State {
         }
     }
 
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one fact of the frame that was judged"
+    )]
     fn flood(
         &mut self,
         view: &NetworkView,
         from: Source,
         location: Option<Location>,
-        buf: &PacketBuf,
+        frame: &[u8],
+        offload: Offload,
         now: Instant,
         out: &mut impl Output,
     ) {
@@ -348,15 +375,11 @@ impl State {
             return self.count(Counter::DropStorm, now);
         }
         for port in flood::ports(view, from.place()) {
-            self.deliver(view, port, buf.payload(), now, out);
+            self.deliver(view, port, frame, offload, now, out);
         }
         for peer in flood::peers(view, from.place()) {
             if view.peers[usize::from(peer)].way.is_some() {
-                let mut copy = self.spares.pop().unwrap_or_default();
-                if copy.fill(buf.payload()) {
-                    self.frame_to_peer(view, peer, &mut copy, now, out);
-                }
-                self.spares.push(copy);
+                self.frame_to_peer(view, peer, frame, offload, now, out);
             }
         }
     }
@@ -366,78 +389,12 @@ impl State {
         view: &NetworkView,
         port: u16,
         frame: &[u8],
+        offload: Offload,
         now: Instant,
         out: &mut impl Output,
     ) {
         self.count(Counter::FramesToPorts, now);
-        out.deliver(view.ports[usize::from(port)].id, frame);
-    }
-
-    fn frame_to_peer(
-        &mut self,
-        view: &NetworkView,
-        peer: u16,
-        buf: &mut PacketBuf,
-        now: Instant,
-        out: &mut impl Output,
-    ) {
-        let peer = &view.peers[usize::from(peer)];
-        let Some(way) = peer.way else {
-            if self.limits.waiting.take(now) {
-                let frame = buf.payload().to_vec();
-                self.report(
-                    Report::NoSession {
-                        network: view.id,
-                        peer: peer.id,
-                        frame,
-                    },
-                    now,
-                    out,
-                );
-            } else {
-                self.count(Counter::DropNoSession, now);
-            }
-            return;
-        };
-        self.count(Counter::FramesToPeers, now);
-        match split::fit(buf.len(), way.mtu) {
-            Fit::Whole => {
-                split::whole(buf);
-                self.seal_and_send(way, buf, now, out);
-            }
-            Fit::Halves => {
-                self.count(Counter::FramesSplit, now);
-                let id = self.next_split_id;
-                self.next_split_id = id.wrapping_add(1);
-                let mut half = self.spares.pop().unwrap_or_default();
-                for which in 0..2 {
-                    split::half(buf.payload(), id, which, &mut half);
-                    self.seal_and_send(way, &mut half, now, out);
-                }
-                self.spares.push(half);
-            }
-            Fit::TooLarge => self.count(Counter::DropOversize, now),
-        }
-    }
-
-    fn seal_and_send(
-        &mut self,
-        way: Way,
-        buf: &mut PacketBuf,
-        now: Instant,
-        out: &mut impl Output,
-    ) {
-        let Some(lane) = self.lanes.get_mut(&way.slot) else {
-            return self.count(Counter::DropNoSession, now);
-        };
-        if lane.send.seal(buf).is_err() {
-            return self.count(Counter::DropExhausted, now);
-        }
-        lane.traffic.tx_bytes += buf.len() as u64;
-        lane.traffic.tx_datagrams += 1;
-        self.mark_busy(way.slot, now);
-        wrap(way.path, buf);
-        out.transmit(way.path.socket_addr(), buf.payload());
+        out.deliver(view.ports[usize::from(port)].id, frame, offload);
     }
 
     #[expect(
@@ -481,19 +438,30 @@ impl State {
         lane.traffic.rx_bytes += bytes;
         lane.traffic.rx_datagrams += 1;
         let is_news = lane.hear(from, now);
-        let view = &snapshot.networks[usize::from(lane.network)];
-        let peer = lane.peer;
+        let (lane_network, peer) = (lane.network, lane.peer);
+        let view = &snapshot.networks[usize::from(lane_network)];
         self.mark_busy(slot, now);
         if is_news && self.limits.heard.take(now) {
             self.report(Report::Heard { slot, from }, now, out);
         }
+        let source = u64::from(slot.index(remote_lane));
         match plaintext.first() {
-            Some(&extension::PLAIN) => self.frame_from_peer(view, peer, &plaintext[1..], now, out),
+            Some(&extension::PIECE) => {
+                self.piece_from_peer(snapshot, (lane_network, peer), source, plaintext, now, out)
+            }
+            Some(&extension::PLAIN) => {
+                self.deliver_joined(snapshot, now, out);
+                self.frame_from_peer(view, peer, &plaintext[1..], Offload::NONE, now, out);
+            }
             Some(&extension::HALF) => {
+                self.deliver_joined(snapshot, now, out);
                 let mut rejoiner = std::mem::take(&mut self.rejoiner);
-                let source = u64::from(slot.index(remote_lane));
-                if let Some(frame) = rejoiner.accept(source, plaintext, now) {
-                    self.frame_from_peer(view, peer, frame, now, out);
+                if let Some((frame, checksum)) = rejoiner.accept(source, plaintext, now) {
+                    let offload = Offload {
+                        checksum,
+                        segmentation: None,
+                    };
+                    self.frame_from_peer(view, peer, frame, offload, now, out);
                 }
                 self.rejoiner = rejoiner;
             }
@@ -501,24 +469,77 @@ impl State {
         }
     }
 
+    /// A frame with a partial checksum: of its own, or a piece of a super-frame.
+    fn piece_from_peer(
+        &mut self,
+        snapshot: &Snapshot,
+        (network, peer): (u16, u16),
+        source: u64,
+        plaintext: &[u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let Some((header, frame)) = PieceHeader::parse(plaintext) else {
+            return self.count(Counter::DropMalformed, now);
+        };
+        let offload = header.offload();
+        if offload.segmentation.is_none() {
+            self.deliver_joined(snapshot, now, out);
+            let view = &snapshot.networks[usize::from(network)];
+            return self.frame_from_peer(view, peer, frame, offload, now, out);
+        }
+        if self.joiner.append(source, &header, frame) {
+            return;
+        }
+        self.deliver_joined(snapshot, now, out);
+        if self.joiner.begin(source, &header, frame) {
+            self.joining = (network, peer);
+        } else {
+            self.count(Counter::DropMalformed, now);
+        }
+    }
+
+    /// Passes on what was joined so far.
+    fn deliver_joined(&mut self, snapshot: &Snapshot, now: Instant, out: &mut impl Output) {
+        if self.joiner.is_empty() {
+            return;
+        }
+        let mut joiner = std::mem::take(&mut self.joiner);
+        if let Some(joined) = joiner.take() {
+            if joined.offload.segmentation.is_some() {
+                self.count(Counter::SuperFramesJoined, now);
+            }
+            let (network, peer) = self.joining;
+            let view = &snapshot.networks[usize::from(network)];
+            self.frame_from_peer(view, peer, joined.frame, joined.offload, now, out);
+        }
+        self.joiner = joiner;
+    }
+
     fn frame_from_peer(
         &mut self,
         view: &NetworkView,
         peer: u16,
         frame: &[u8],
+        offload: Offload,
         now: Instant,
         out: &mut impl Output,
     ) {
         self.count(Counter::FramesFromPeers, now);
-        if frame.len() > view.frame_bytes_max {
-            return self.count(Counter::DropOversize, now); // no station of ours could take it
+        match offload::longest_segment(frame, &offload) {
+            None => return self.count(Counter::DropMalformed, now),
+            // No station of ours could take it.
+            Some(len) if len > view.frame_bytes_max => {
+                return self.count(Counter::DropOversize, now);
+            }
+            Some(_) => {}
         }
         let from = Source::Peer(peer);
         let judged = switch::judge(view, from, frame);
         self.tell_what_was_seen(view, from, &judged, frame, now, out);
         match judged.verdict {
             Verdict::Drop(why) => self.count(why, now),
-            Verdict::To(Place::Port(to)) => self.deliver(view, to, frame, now, out),
+            Verdict::To(Place::Port(to)) => self.deliver(view, to, frame, offload, now, out),
             Verdict::Flood => {
                 if location(view, Place::Peer(peer))
                     .is_some_and(|at| !self.budgets.take(view.id, at, now))
@@ -526,7 +547,7 @@ impl State {
                     return self.count(Counter::DropStorm, now);
                 }
                 for port in flood::ports(view, from.place()) {
-                    self.deliver(view, port, frame, now, out);
+                    self.deliver(view, port, frame, offload, now, out);
                 }
             }
             // Questions are answered where they are asked, and no peer's frame goes on to another peer.

@@ -1,15 +1,16 @@
 //! What a worker wants done and what it tells the engine. Carrying it out, and the queue between the two, is the shell's.
 
-use crate::{session::SessionSlot, stats::Counters};
+use crate::{offload::Offload, session::SessionSlot, stats::Counters};
 use overlay_types::{Location, MacAddr, NetworkId, PathAddr, PeerId, PortId};
 use std::net::{IpAddr, SocketAddr};
 
 /// What a worker wants done; the shell does it at once or drops it.
 pub trait Output {
-    /// Send a datagram: sealed, and wrapped if it goes to a relay.
-    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]);
-    /// Write a frame to a local port.
-    fn deliver(&mut self, port: PortId, frame: &[u8]);
+    /// Room for a datagram of so many bytes, which is written at once and leaves at the end of the turn: sealed, and
+    /// wrapped if it goes to a relay.
+    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8];
+    /// Write a frame to a local port, with what is still to be done to it.
+    fn deliver(&mut self, port: PortId, frame: &[u8], offload: Offload);
     /// Tell the engine; `false` when its queue is full, which the worker counts.
     fn report(&mut self, report: Report) -> bool;
     /// Give a datagram, still sealed, to the worker that owns its lane. `from` says how it came: a relay's wrapper is off.

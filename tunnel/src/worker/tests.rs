@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::{
+    offload::{Cutter, PartialChecksum, Segmentation, SegmentationKind},
     session::{Established, Suite},
-    snapshot::{PeerView, SessionView},
+    snapshot::{PeerView, SessionView, Way},
     switch::testing::*,
 };
 use overlay_types::{DhcpMode, MacAddr, PeerId};
@@ -14,17 +15,21 @@ use zeroize::Zeroizing;
 struct Seen {
     datagrams: Vec<(SocketAddr, Vec<u8>)>,
     frames: Vec<(PortId, Vec<u8>)>,
+    /// What is to be done to each of the frames.
+    offloads: Vec<Offload>,
     reports: Vec<Report>,
     handed: Vec<(u8, PathAddr, Vec<u8>)>,
     is_full: bool,
 }
 
 impl Output for Seen {
-    fn transmit(&mut self, to: SocketAddr, datagram: &[u8]) {
-        self.datagrams.push((to, datagram.to_vec()));
+    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
+        self.datagrams.push((to, vec![0; len]));
+        &mut self.datagrams.last_mut().unwrap().1
     }
-    fn deliver(&mut self, port: PortId, frame: &[u8]) {
+    fn deliver(&mut self, port: PortId, frame: &[u8], offload: Offload) {
         self.frames.push((port, frame.to_vec()));
+        self.offloads.push(offload);
     }
     fn report(&mut self, report: Report) -> bool {
         if !self.is_full {
@@ -121,9 +126,12 @@ fn pair(path: PathAddr, mtu: u16) -> (Worker, Worker, Instant) {
 }
 
 fn send(worker: &mut Worker, frame: &[u8], now: Instant) -> Seen {
-    let (mut buf, mut seen) = (PacketBuf::new(), Seen::default());
-    assert!(buf.fill(frame));
-    worker.handle_frame(GUEST, &mut buf, now, &mut seen);
+    send_offloaded(worker, frame, Offload::NONE, now)
+}
+
+fn send_offloaded(worker: &mut Worker, frame: &[u8], offload: Offload, now: Instant) -> Seen {
+    let mut seen = Seen::default();
+    worker.handle_frame(GUEST, frame, offload, now, &mut seen);
     seen
 }
 
@@ -257,9 +265,8 @@ fn what_a_full_report_queue_refuses_is_counted_and_told_later() {
         is_full: true,
         ..Seen::default()
     };
-    let mut buf = PacketBuf::new();
-    assert!(buf.fill(&arp_request(A, IP_A, IP_UNBOUND)));
-    here.handle_frame(GUEST, &mut buf, t0, &mut full);
+    let question = arp_request(A, IP_A, IP_UNBOUND);
+    here.handle_frame(GUEST, &question, Offload::NONE, t0, &mut full);
     let (at, _) = here.poll_timeout().unwrap();
     let mut seen = Seen::default();
     here.handle_timeout(at, &mut seen);
@@ -278,9 +285,9 @@ fn an_oversized_frame_and_one_of_an_unknown_port_are_dropped() {
             .datagrams
             .is_empty()
     );
-    let (mut buf, mut seen) = (PacketBuf::new(), Seen::default());
-    assert!(buf.fill(&sized_frame(A, B, IP_A, IP_B, 100)));
-    here.handle_frame(PortId(99), &mut buf, t0, &mut seen);
+    let mut seen = Seen::default();
+    let frame = sized_frame(A, B, IP_A, IP_B, 100);
+    here.handle_frame(PortId(99), &frame, Offload::NONE, t0, &mut seen);
     here.handle_timeout(t0 + Duration::from_secs(1), &mut seen);
     let [Report::Counted(counted)] = &seen.reports[..] else {
         panic!("{:?}", seen.reports)
@@ -314,4 +321,179 @@ fn a_peers_frame_larger_than_the_network_allows_reaches_no_port() {
     for (_, datagram) in &sent.datagrams {
         assert!(receive(&mut there, datagram, t0).frames.is_empty());
     }
+}
+
+/// A super-frame of A's for B, as a kernel hands it over: TCP, or UDP datagrams of `size` bytes.
+fn super_frame(kind: SegmentationKind, payload_bytes: usize, size: u16) -> (Vec<u8>, Offload) {
+    let payload: Vec<u8> = (0..payload_bytes).map(|n| (n / 7) as u8).collect();
+    let builder =
+        etherparse::PacketBuilder::ethernet2(A.0, B.0).ipv4(IP_A.octets(), IP_B.octets(), 64);
+    let mut frame = Vec::new();
+    let offset = if kind == SegmentationKind::Udp {
+        builder.udp(7, 7).write(&mut frame, &payload).unwrap();
+        6
+    } else {
+        builder
+            .tcp(7, 7, 1, 4096)
+            .write(&mut frame, &payload)
+            .unwrap();
+        16
+    };
+    // From the complete checksum to the pseudo-header's sum: take off what lies behind it.
+    let at = 34 + offset;
+    frame[at..at + 2].fill(0);
+    let protocol = frame[23];
+    let len = (frame.len() - 34) as u16;
+    let sum = !crate::wire::checksum::internet(&[
+        &IP_A.octets(),
+        &IP_B.octets(),
+        &[0, protocol],
+        &len.to_be_bytes(),
+    ]);
+    frame[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    let offload = Offload {
+        checksum: Some(PartialChecksum {
+            start: 34,
+            offset: offset as u16,
+        }),
+        segmentation: Some(Segmentation {
+            kind,
+            size,
+            has_ecn: false,
+        }),
+    };
+    (frame, offload)
+}
+
+/// What comes out at the far end in one turn.
+fn receive_all(worker: &mut Worker, datagrams: &[(SocketAddr, Vec<u8>)], now: Instant) -> Seen {
+    let mut seen = Seen::default();
+    for (_, datagram) in datagrams {
+        worker.handle_datagram(far(), &mut datagram.clone(), now, &mut seen);
+    }
+    worker.end_turn(now, &mut seen);
+    seen
+}
+
+#[test]
+fn a_super_frame_leaves_in_pieces_that_fit_and_comes_out_whole() {
+    for path in [
+        PathAddr::Direct(far()),
+        PathAddr::Relayed {
+            relay: far(),
+            index: 9,
+        },
+    ] {
+        let (mut here, mut there, t0) = pair(path, 1400);
+        let (frame, offload) = super_frame(SegmentationKind::Tcp4, 20_000, 1460);
+        let sent = send_offloaded(&mut here, &frame, offload, t0);
+        assert!(sent.datagrams.len() >= 20_000 / 1400);
+        assert!(
+            sent.datagrams
+                .iter()
+                .all(|(_, datagram)| datagram.len() <= 1400)
+        );
+
+        let got = receive_all(&mut there, &sent.datagrams, t0);
+        let [(_, joined)] = &got.frames[..] else {
+            panic!("{} frames", got.frames.len())
+        };
+        assert_eq!(*joined, frame);
+        let size = got.offloads[0].segmentation.unwrap().size;
+        assert!((1000..1460).contains(&size), "cut for the path: {size}");
+    }
+}
+
+#[test]
+fn a_lost_piece_costs_itself_alone_and_what_comes_between_keeps_its_place() {
+    let (mut here, mut there, t0) = pair(PathAddr::Direct(far()), 1400);
+    let (frame, offload) = super_frame(SegmentationKind::Tcp4, 20_000, 1000);
+    let plain = sized_frame(A, B, IP_A, IP_B, 300);
+    let mut sent = send_offloaded(&mut here, &frame, offload, t0).datagrams;
+    sent.remove(5);
+    let between = send(&mut here, &plain, t0).datagrams;
+    sent.splice(12..12, between);
+
+    let got = receive_all(&mut there, &sent, t0);
+    let lens: Vec<_> = got
+        .frames
+        .iter()
+        .map(|(_, frame)| frame.len() - 54)
+        .collect();
+    assert_eq!(lens, [5 * 1000, 7 * 1000, 300 - 54, 7 * 1000]);
+    assert_eq!(got.frames[2].1, plain);
+}
+
+#[test]
+fn datagrams_larger_than_the_path_go_in_halves_each() {
+    let (mut here, mut there, t0) = pair(PathAddr::Direct(far()), 1400);
+    let (frame, offload) = super_frame(SegmentationKind::Udp, 14_720, 1472);
+    let sent = send_offloaded(&mut here, &frame, offload, t0).datagrams;
+    assert_eq!(sent.len(), 20);
+    let got = receive_all(&mut there, &sent, t0);
+    let cutter = Cutter::new(&frame, &offload, usize::MAX).unwrap();
+    assert_eq!(got.frames.len(), 10);
+    for (index, ((_, frame), offload)) in got.frames.iter().zip(&got.offloads).enumerate() {
+        let whole = offload::for_a_wire(frame, offload);
+        assert_eq!(whole, cutter.segment_for_a_wire(index as u16));
+    }
+}
+
+#[test]
+fn the_engine_gets_frames_as_they_would_be_on_a_wire() {
+    let (mut here, _, t0) = pair(PathAddr::Direct(far()), 1400);
+    let mut alone = Arc::into_inner(snapshot(true, PathAddr::Direct(far()), 1400)).unwrap();
+    alone.networks[0].peers[0].way = None;
+    here.set_snapshot(Arc::new(alone));
+    let (frame, offload) = super_frame(SegmentationKind::Tcp4, 3000, 1460);
+    let waiting: Vec<_> = send_offloaded(&mut here, &frame, offload, t0)
+        .reports
+        .into_iter()
+        .filter_map(|report| match report {
+            Report::NoSession { frame, .. } => Some(frame),
+            _ => None,
+        })
+        .collect();
+    let cutter = Cutter::new(&frame, &offload, usize::MAX).unwrap();
+    let segments: Vec<_> = (0..3).map(|n| cutter.segment_for_a_wire(n)).collect();
+    assert_eq!(waiting, segments);
+}
+
+#[test]
+fn what_is_not_what_its_header_says_is_dropped_and_counted() {
+    let (mut here, mut there, t0) = pair(PathAddr::Direct(far()), 1400);
+    let (mut frame, offload) = super_frame(SegmentationKind::Tcp4, 3000, 1460);
+    frame[23] = 17; // UDP, says IP
+    assert!(
+        send_offloaded(&mut here, &frame, offload, t0)
+            .datagrams
+            .is_empty()
+    );
+    let (frame, offload) = super_frame(SegmentationKind::Tcp4, 3000, 9000);
+    assert!(
+        send_offloaded(&mut here, &frame, offload, t0)
+            .datagrams
+            .is_empty()
+    );
+
+    let (frame, offload) = super_frame(SegmentationKind::Tcp4, 3000, 1460);
+    let mut sent = send_offloaded(&mut here, &frame, offload, t0).datagrams;
+    sent.truncate(1);
+    let got = receive_all(&mut there, &sent, t0);
+    assert_eq!(got.frames.len(), 1, "a piece alone is an ordinary frame");
+    assert_eq!(got.offloads[0].segmentation, None);
+    let mut told = Seen::default();
+    here.handle_timeout(t0 + Duration::from_secs(1), &mut told);
+    let counted = told.reports.iter().find_map(|report| match report {
+        Report::Counted(counted) => Some(counted),
+        _ => None,
+    });
+    let counted = counted.unwrap();
+    assert_eq!(
+        (
+            counted.get(Counter::DropMalformed),
+            counted.get(Counter::SuperFramesCut)
+        ),
+        (1, 1)
+    );
 }

@@ -46,18 +46,18 @@ impl Peer {
         };
         ctx.count(Counter::FramesToPeers);
         self.note_data_sent(now);
-        match split::fit(frame.len(), view.mtu) {
-            Fit::Whole => {
-                if ctx.buf.fill(frame) {
-                    split::whole(&mut ctx.buf);
-                    self.seal_and_send(view.addr, ctx);
-                }
+        match split::fit(frame.len(), None, view.mtu) {
+            Fit::Whole(len) => {
+                split::write_whole(frame, None, &mut ctx.buf.spare()[..len]);
+                ctx.buf.set_len(len);
+                self.seal_and_send(view.addr, ctx);
             }
-            Fit::Halves => {
+            Fit::Halves(lens) => {
                 ctx.count(Counter::FramesSplit);
                 let id = ctx.rng.random();
-                for which in 0..2 {
-                    split::half(frame, id, which, &mut ctx.buf);
+                for (which, len) in (0..).zip(lens) {
+                    split::write_half(frame, None, id, which, &mut ctx.buf.spare()[..len]);
+                    ctx.buf.set_len(len);
                     self.seal_and_send(view.addr, ctx);
                 }
             }

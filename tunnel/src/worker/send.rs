@@ -1,0 +1,188 @@
+//! The way of a frame to a peer: whole, in halves, or as the pieces of a super-frame, sealed where it leaves from.
+
+use super::{Output, Report, State};
+use crate::{
+    offload::{CutError, Cutter, Offload, PartialChecksum, Segmentation},
+    session::SealError,
+    snapshot::{NetworkView, Way},
+    split::{self, Fit},
+    stats::Counter,
+    wire::{
+        datagram::{DATA_HEADER_BYTES, RELAY_HEADER_BYTES, RelayHeader, TAG_BYTES},
+        extension::{PIECE_HEADER_BYTES, PieceHeader},
+    },
+};
+use overlay_types::PathAddr;
+use std::time::Instant;
+use zerocopy::IntoBytes;
+
+impl State {
+    pub(super) fn frame_to_peer(
+        &mut self,
+        view: &NetworkView,
+        peer: u16,
+        frame: &[u8],
+        offload: Offload,
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let Some(way) = view.peers[usize::from(peer)].way else {
+            return self.wait_for_session(view, peer, frame, offload, now, out);
+        };
+        self.count(Counter::FramesToPeers, now);
+        match (offload.segmentation, offload.checksum) {
+            (Some(segmentation), Some(checksum)) => {
+                let result = self.super_frame(way, frame, segmentation, checksum, now, out);
+                if let Err(error) = result {
+                    let counter = match error {
+                        CutError::Malformed => Counter::DropMalformed,
+                        CutError::TooLarge => Counter::DropOversize,
+                    };
+                    self.count(counter, now);
+                }
+            }
+            (_, checksum) => self.one_frame(way, frame, checksum, now, out),
+        }
+    }
+
+    /// The engine keeps frames until there is a session; it knows no offloads.
+    fn wait_for_session(
+        &mut self,
+        view: &NetworkView,
+        peer: u16,
+        frame: &[u8],
+        offload: Offload,
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let id = view.peers[usize::from(peer)].id;
+        let mut tell = |state: &mut Self, frame: Vec<u8>| {
+            if state.limits.waiting.take(now) {
+                state.report(
+                    Report::NoSession {
+                        network: view.id,
+                        peer: id,
+                        frame,
+                    },
+                    now,
+                    out,
+                );
+            } else {
+                state.count(Counter::DropNoSession, now);
+            }
+        };
+        match Cutter::new(frame, &offload, view.frame_bytes_max) {
+            Ok(cutter) => {
+                for index in 0..cutter.count() {
+                    tell(self, cutter.segment_for_a_wire(index));
+                }
+            }
+            Err(_) => tell(self, crate::offload::for_a_wire(frame, &offload)),
+        }
+    }
+
+    fn one_frame(
+        &mut self,
+        way: Way,
+        frame: &[u8],
+        checksum: Option<PartialChecksum>,
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        match split::fit(frame.len(), checksum, way.mtu) {
+            Fit::Whole(len) => self.send(way, len, now, out, |plaintext| {
+                split::write_whole(frame, checksum, plaintext);
+            }),
+            Fit::Halves(lens) => {
+                self.count(Counter::FramesSplit, now);
+                let id = self.next_split_id;
+                self.next_split_id = id.wrapping_add(1);
+                for (which, len) in (0..).zip(lens) {
+                    self.send(way, len, now, out, |plaintext| {
+                        split::write_half(frame, checksum, id, which, plaintext);
+                    });
+                }
+            }
+            Fit::TooLarge => self.count(Counter::DropOversize, now),
+        }
+    }
+
+    fn super_frame(
+        &mut self,
+        way: Way,
+        frame: &[u8],
+        segmentation: Segmentation,
+        checksum: PartialChecksum,
+        now: Instant,
+        out: &mut impl Output,
+    ) -> Result<(), CutError> {
+        let offload = Offload {
+            checksum: Some(checksum),
+            segmentation: Some(segmentation),
+        };
+        let len_max = split::room(way.mtu).saturating_sub(PIECE_HEADER_BYTES);
+        let cutter = Cutter::new(frame, &offload, len_max)?;
+        self.count(Counter::SuperFramesCut, now);
+        if cutter.piece_len_max() > len_max {
+            // Datagrams that do not fit the path: each goes as a frame of its own, in halves.
+            let mut spare = std::mem::take(&mut self.spare);
+            for index in 0..cutter.count() {
+                spare.resize(cutter.piece_len(index), 0);
+                cutter.write(index, &mut spare);
+                self.one_frame(way, &spare, Some(checksum), now, out);
+            }
+            self.spare = spare;
+            return Ok(());
+        }
+        let id = self.next_super_frame_id;
+        self.next_super_frame_id = id.wrapping_add(1);
+        let segmentation = Segmentation {
+            size: cutter.size(),
+            ..segmentation
+        };
+        let count = cutter.count();
+        for index in 0..count {
+            let is_last = index + 1 == count;
+            let header = PieceHeader::piece(id, index, is_last, segmentation, checksum);
+            let len = PIECE_HEADER_BYTES + cutter.piece_len(index);
+            self.send(way, len, now, out, |plaintext| {
+                let (head, piece) = plaintext.split_at_mut(PIECE_HEADER_BYTES);
+                head.copy_from_slice(header.as_bytes());
+                cutter.write(index, piece);
+            });
+        }
+        Ok(())
+    }
+
+    /// Sends one datagram, whose plaintext of `len` bytes `write` makes where it is sealed and leaves from.
+    fn send(
+        &mut self,
+        way: Way,
+        len: usize,
+        now: Instant,
+        out: &mut impl Output,
+        write: impl FnOnce(&mut [u8]),
+    ) {
+        let Some(lane) = self.lanes.get_mut(&way.slot) else {
+            return self.count(Counter::DropNoSession, now);
+        };
+        if lane.send.prepare() == Err(SealError) {
+            return self.count(Counter::DropExhausted, now);
+        }
+        let wrapper = match way.path {
+            PathAddr::Relayed { .. } => RELAY_HEADER_BYTES,
+            PathAddr::Direct(_) => 0,
+        };
+        let sealed_bytes = DATA_HEADER_BYTES + len + TAG_BYTES;
+        let datagram = out.transmit(way.path.socket_addr(), wrapper + sealed_bytes);
+        let (head, sealed) = datagram.split_at_mut(wrapper);
+        if let PathAddr::Relayed { index, .. } = way.path {
+            head.copy_from_slice(RelayHeader::new(index).as_bytes());
+        }
+        write(&mut sealed[DATA_HEADER_BYTES..DATA_HEADER_BYTES + len]);
+        lane.send.seal_in(sealed);
+        lane.traffic.tx_bytes += sealed_bytes as u64;
+        lane.traffic.tx_datagrams += 1;
+        self.mark_busy(way.slot, now);
+    }
+}
