@@ -142,6 +142,11 @@ impl ReadBuffer {
 }
 
 impl TapQueue {
+    /// Whether the kernel takes super-frames of UDP.
+    pub(super) const fn takes_uso(&self) -> bool {
+        self.takes_uso
+    }
+
     /// Reads one frame and what is to be done to it; none when there is none now.
     pub(super) fn read<'b>(
         &self,

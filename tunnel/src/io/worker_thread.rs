@@ -25,6 +25,8 @@ use crate::worker::{Output, Report, Worker};
 
 /// Frames of one TAP in one turn, so that no TAP starves the others or the socket.
 const FRAMES_PER_TURN: usize = 64;
+/// So many runs in the socket at once say that the worker is behind.
+const BEHIND_RUNS: usize = 2;
 /// Datagrams on their way to another worker; more are dropped and counted.
 pub(super) const HAND_OVER_MAX: usize = 512;
 /// How often the shell's own counters are told at most.
@@ -126,6 +128,8 @@ pub(super) struct WorkerThread {
     frame: ReadBuffer,
     /// Ports that this worker reads.
     reading: Vec<PortId>,
+    /// Whether every TAP takes super-frames of UDP.
+    takes_uso: bool,
 }
 
 /// Everything that the worker's output goes to.
@@ -184,6 +188,7 @@ impl WorkerThread {
             received: ReceiveBuffers::new(),
             frame: ReadBuffer::new(),
             reading: Vec::new(),
+            takes_uso: false,
         })
     }
 
@@ -242,10 +247,14 @@ impl WorkerThread {
             worker,
             shell,
             received,
+            takes_uso,
             ..
         } = self;
         match shell.udp.receive(received) {
             Ok(count) => {
+                // In time, datagrams are delivered one by one: a burst of them would overflow the socket of whoever reads
+                // them. Behind, they are joined, so that what is delivered does not shrink when more is sent.
+                worker.set_joins_datagrams(*takes_uso && count >= BEHIND_RUNS);
                 received.for_each(count, |from, datagram| {
                     worker.handle_datagram(from, datagram, now, shell)
                 });
@@ -312,6 +321,7 @@ impl WorkerThread {
             }
         }
         self.shell.taps.insert(port, queue);
+        self.takes_uso = self.shell.taps.values().all(TapQueue::takes_uso);
     }
 
     fn stop_reading(&mut self, port: PortId) {

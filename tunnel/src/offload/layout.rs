@@ -12,7 +12,7 @@ const TAGS_MAX: usize = 2;
 const IPV4_BYTES_MIN: usize = 20;
 const IPV6_BYTES: usize = 40;
 const TCP_BYTES_MIN: usize = 20;
-const UDP_BYTES: usize = 8;
+pub(super) const UDP_BYTES: usize = 8;
 /// The least that a TCP segment of a super-frame carries, as Linux has it (`tcp_min_snd_mss`): a guest that says less wants
 /// its 64 KiB to become as many packets.
 const TCP_SIZE_MIN: u16 = 48;
@@ -86,6 +86,37 @@ impl Layout {
             transport,
             payload,
         })
+    }
+
+    /// Whether a UDP frame is one whole datagram and nothing else, and its IP identification says nothing (RFC 6864 §4.1):
+    /// cut off a super-frame, it would get another one.
+    pub(super) fn is_one_datagram(&self, frame: &[u8]) -> bool {
+        let at = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+        let ip_fits = if self.is_v6 {
+            at(self.network + 4) == frame.len() - self.network - IPV6_BYTES
+        } else {
+            const DONT_FRAGMENT: u8 = 0x40;
+            at(self.network + 2) == frame.len() - self.network
+                && frame[self.network + 6] & DONT_FRAGMENT != 0
+        };
+        ip_fits && at(self.transport + 4) == frame.len() - self.transport
+    }
+
+    /// Whether a UDP frame has the headers of this one, but for lengths, identification and sums.
+    pub(super) fn is_same_flow(&self, first: &[u8], frame: &[u8]) -> bool {
+        if frame.len() < self.payload || !self.is_one_datagram(frame) {
+            return false;
+        }
+        let same = |from: usize, to: usize| first[from..to] == frame[from..to];
+        let (network, transport) = (self.network, self.transport);
+        let ip = if self.is_v6 {
+            same(network, network + 4) && same(network + 6, transport)
+        } else {
+            same(network, network + 2)
+                && same(network + 6, network + 10)
+                && same(network + 12, transport)
+        };
+        same(0, network) && ip && same(transport, transport + 4)
     }
 
     /// Writes the lengths of a frame of `len` bytes into its headers, in the frame's own and the pseudo-header's sum.

@@ -345,3 +345,100 @@ fn a_kernels_own_checksum_is_what_completing_gives() {
     assert_eq!(partial, whole);
     assert!(!checksum::complete(&mut [0; 41], checksum));
 }
+
+/// A datagram as a kernel hands it over, with its checksum partial.
+fn datagram(is_v6: bool, port: u16, payload_bytes: usize, seed: u8) -> (Vec<u8>, PartialChecksum) {
+    let shape = Shape {
+        kind: SegmentationKind::Udp,
+        is_v6,
+        tags: 0,
+        options: false,
+        fin: false,
+        size: 1500,
+        payload: vec![seed; payload_bytes],
+    };
+    let (mut frame, offload) = super_frame(&shape);
+    let checksum = offload.checksum.unwrap();
+    // Ports are no part of the pseudo-header.
+    let at = usize::from(checksum.start);
+    frame[at..at + 2].copy_from_slice(&port.to_be_bytes());
+    (frame, checksum)
+}
+
+/// What a receiver of frames of their own hands to its TAP.
+fn joined_datagrams(frames: &[(Vec<u8>, PartialChecksum)]) -> Vec<(Vec<u8>, Offload)> {
+    let (mut joiner, mut out) = (Joiner::new(), Vec::new());
+    joiner.set_joins_datagrams(true);
+    for (frame, checksum) in frames {
+        if joiner.append_datagram(1, *checksum, frame) {
+            continue;
+        }
+        out.extend(joiner.take().map(|j| (j.frame.to_vec(), j.offload)));
+        if !joiner.begin_datagram(1, *checksum, frame) {
+            let offload = Offload {
+                checksum: Some(*checksum),
+                segmentation: None,
+            };
+            out.push((frame.clone(), offload));
+        }
+    }
+    out.extend(joiner.take().map(|j| (j.frame.to_vec(), j.offload)));
+    out
+}
+
+/// The frame without what says nothing: the identification of a packet that may not be fragmented, and the sum over it.
+fn without_identification(mut frame: Vec<u8>) -> Vec<u8> {
+    if frame[12..14] == [8, 0] {
+        frame[18..20].fill(0);
+        frame[24..26].fill(0);
+    }
+    frame
+}
+
+proptest! {
+    #[test]
+    fn datagrams_of_one_flow_are_joined_and_every_one_comes_out(
+        is_v6: bool,
+        datagrams in proptest::collection::vec((0..2u16, prop_oneof![Just(64usize), 1..1400usize], any::<u8>()), 1..300),
+    ) {
+        let frames: Vec<_> = datagrams
+            .iter()
+            .map(|(port, bytes, seed)| datagram(is_v6, *port, *bytes, *seed))
+            .collect();
+        let joined = joined_datagrams(&frames);
+        let came: Vec<_> = joined
+            .iter()
+            .flat_map(|(frame, offload)| segments(frame, offload, usize::MAX))
+            .inspect(|segment| { assert_sound(segment); })
+            .map(without_identification)
+            .collect();
+        let sent: Vec<_> = frames
+            .iter()
+            .map(|(frame, checksum)| {
+                let offload = Offload { checksum: Some(*checksum), segmentation: None };
+                without_identification(for_a_wire(frame, &offload))
+            })
+            .collect();
+        prop_assert_eq!(came, sent);
+    }
+}
+
+#[test]
+fn equal_datagrams_make_one_super_frame_and_those_that_may_be_fragmented_none() {
+    let frames = vec![datagram(false, 9, 64, 1); 300];
+    let joined = joined_datagrams(&frames);
+    let counts: Vec<_> = joined
+        .iter()
+        .map(|(frame, offload)| segments(frame, offload, usize::MAX).len())
+        .collect();
+    assert_eq!(counts, [128, 128, 44]);
+
+    let fragmentable: Vec<_> = frames
+        .into_iter()
+        .map(|(mut frame, checksum)| {
+            frame[20] &= !0x40;
+            (frame, checksum)
+        })
+        .collect();
+    assert_eq!(joined_datagrams(&fragmentable).len(), 300);
+}

@@ -93,6 +93,11 @@ impl Worker {
         }
     }
 
+    /// Whether datagrams of one flow are to be joined for the ports, whose kernel must take super-frames of UDP then.
+    pub fn set_joins_datagrams(&mut self, joins: bool) {
+        self.state.joiner.set_joins_datagrams(joins);
+    }
+
     /// A newer picture of the world. Sessions in both keep their counters.
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
         self.state.follow(&snapshot);
@@ -454,14 +459,14 @@ impl State {
                 self.frame_from_peer(view, peer, &plaintext[1..], Offload::NONE, now, out);
             }
             Some(&extension::HALF) => {
-                self.deliver_joined(snapshot, now, out);
                 let mut rejoiner = std::mem::take(&mut self.rejoiner);
                 if let Some((frame, checksum)) = rejoiner.accept(source, plaintext, now) {
                     let offload = Offload {
                         checksum,
                         segmentation: None,
                     };
-                    self.frame_from_peer(view, peer, frame, offload, now, out);
+                    let place = (lane_network, peer);
+                    self.offloaded_frame(snapshot, place, source, frame, offload, now, out);
                 }
                 self.rejoiner = rejoiner;
             }
@@ -484,9 +489,15 @@ impl State {
         };
         let offload = header.offload();
         if offload.segmentation.is_none() {
-            self.deliver_joined(snapshot, now, out);
-            let view = &snapshot.networks[usize::from(network)];
-            return self.frame_from_peer(view, peer, frame, offload, now, out);
+            return self.offloaded_frame(
+                snapshot,
+                (network, peer),
+                source,
+                frame,
+                offload,
+                now,
+                out,
+            );
         }
         if self.joiner.append(source, &header, frame) {
             return;
@@ -497,6 +508,37 @@ impl State {
         } else {
             self.count(Counter::DropMalformed, now);
         }
+    }
+
+    /// A frame of its own, with a partial checksum perhaps: joined to its neighbours if it is a datagram like them.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one fact of the frame that came"
+    )]
+    fn offloaded_frame(
+        &mut self,
+        snapshot: &Snapshot,
+        (network, peer): (u16, u16),
+        source: u64,
+        frame: &[u8],
+        offload: Offload,
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        if let Some(checksum) = offload.checksum {
+            if self.joiner.append_datagram(source, checksum, frame) {
+                return;
+            }
+            self.deliver_joined(snapshot, now, out);
+            if self.joiner.begin_datagram(source, checksum, frame) {
+                self.joining = (network, peer);
+                return;
+            }
+        } else {
+            self.deliver_joined(snapshot, now, out);
+        }
+        let view = &snapshot.networks[usize::from(network)];
+        self.frame_from_peer(view, peer, frame, offload, now, out);
     }
 
     /// Passes on what was joined so far.

@@ -497,3 +497,25 @@ fn what_is_not_what_its_header_says_is_dropped_and_counted() {
         (1, 1)
     );
 }
+
+#[test]
+fn datagrams_of_one_flow_come_out_as_one_only_when_asked_for() {
+    for (joins, frames) in [(false, 10), (true, 1)] {
+        let (mut here, mut there, t0) = pair(PathAddr::Direct(far()), 1400);
+        there.set_joins_datagrams(joins);
+        let (frame, offload) = super_frame(SegmentationKind::Udp, 640, 64);
+        let cutter = Cutter::new(&frame, &offload, usize::MAX).unwrap();
+        let mut sent = Vec::new();
+        for index in 0..cutter.count() {
+            let mut datagram = vec![0; cutter.piece_len(index)];
+            cutter.write(index, &mut datagram);
+            datagram[20] |= 0x40; // it may not be fragmented, so its identification says nothing
+            let alone = Offload {
+                segmentation: None,
+                ..offload
+            };
+            sent.extend(send_offloaded(&mut here, &datagram, alone, t0).datagrams);
+        }
+        assert_eq!(receive_all(&mut there, &sent, t0).frames.len(), frames);
+    }
+}
