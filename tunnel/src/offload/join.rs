@@ -8,7 +8,8 @@ use crate::wire::extension::PieceHeader;
 /// The longest frame that IP's length field allows behind Ethernet and two VLAN tags.
 const FRAME_BYTES_MAX: usize = 65_535 + 22;
 
-/// Pieces being joined, in memory that is used again and again.
+/// Pieces being joined, in memory that is made for the first and used again and again.
+#[derive(Default)]
 pub struct Joiner {
     buffer: Box<[u8]>,
     current: Option<Current>,
@@ -49,20 +50,10 @@ pub struct Joined<'a> {
     pub source: u64,
 }
 
-impl Default for Joiner {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Joiner {
     /// One with nothing joined, which joins pieces only.
     pub fn new() -> Self {
-        Self {
-            buffer: vec![0; FRAME_BYTES_MAX].into_boxed_slice(),
-            current: None,
-            joins_datagrams: false,
-        }
+        Self::default()
     }
 
     /// Whether datagrams of one flow that come next to each other are to be joined too, into what a kernel takes as one
@@ -151,8 +142,11 @@ impl Joiner {
         };
         let size = usize::from(segmentation.size);
         let payload_bytes = frame.len() - layout.payload;
-        if payload_bytes > size || frame.len() > self.buffer.len() {
+        if payload_bytes > size || frame.len() > FRAME_BYTES_MAX {
             return false;
+        }
+        if self.buffer.is_empty() {
+            self.buffer = vec![0; FRAME_BYTES_MAX].into_boxed_slice();
         }
         self.buffer[..frame.len()].copy_from_slice(frame);
         self.current = Some(Current {
