@@ -99,29 +99,7 @@ fn checksums_are_right_towards_a_network_card_without_offloads() {
         ethtool -K $card tx off rx off sg off tso off gso off gro off 2>/dev/null || : ;; esac; done";
     stage.far.sh(off).unwrap();
     stage.nodes[1].machine().sh(off).unwrap();
-    let mut tcpdump = stage
-        .far
-        .spawn(
-            "tcpdump-checksums",
-            &[
-                "tcpdump",
-                "--immediate-mode",
-                "-n",
-                "-U",
-                "-Z",
-                "root",
-                "-B",
-                "65536",
-                "-i",
-                "eth0",
-                "-s",
-                "65535",
-                "-w",
-                "/run/lab/all.pcap",
-            ],
-        )
-        .unwrap();
-    tcpdump.wait_for_line("listening on", PATIENCE).unwrap();
+    let capture = stage.far.capture("eth0", "", 65_535).unwrap();
 
     let content = content(4 << 20);
     let far: Ipv4Addr = stage.far_address.parse().unwrap();
@@ -130,13 +108,13 @@ fn checksums_are_right_towards_a_network_card_without_offloads() {
     carry(&stage.far, &stage.near, (near, 5000).into(), &content).unwrap();
     udp_bursts(&stage.near, far);
     thread::sleep(Duration::from_millis(500));
-    tcpdump.terminate().unwrap();
+    let file = capture.into_file().unwrap();
 
     let tshark = |filter: &str| {
         let argv = [
             "tshark",
             "-r",
-            "/run/lab/all.pcap",
+            &file,
             "-o",
             "ip.check_checksum:TRUE",
             "-o",

@@ -82,10 +82,21 @@ impl Capture {
 
     /// Ends the recording and returns it.
     pub fn stop(mut self) -> Result<Vec<CapturedFrame>> {
+        self.end()?;
+        self.frames()
+    }
+
+    /// Ends the recording and tells the machine's file that has it (pcap).
+    pub fn into_file(mut self) -> Result<String> {
+        self.end()?;
+        Ok(self.file)
+    }
+
+    fn end(&mut self) -> Result<()> {
         std::thread::sleep(SETTLING_TIME);
         self.tcpdump.signal(Signal::INT)?;
         self.tcpdump.wait(TCPDUMP_TIMEOUT)?;
-        self.frames()
+        Ok(())
     }
 }
 
