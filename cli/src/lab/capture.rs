@@ -51,21 +51,10 @@ impl Capture {
         let label = format!("tcpdump-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let file = format!("/run/lab/{label}.pcap");
         let snap = snap.to_string();
-        // -U: write each frame at once; -Z root: stay able to write the file; -B: room (KiB) for bursts.
-        let mut argv = vec![
-            "tcpdump",
-            "--immediate-mode",
-            "-n",
-            "-U",
-            "-Z",
-            "root",
-            "-B",
-            "16384",
-        ];
-        argv.extend(["-i", interface, "-s", &snap, "-w", &file]);
-        if !filter.is_empty() {
-            argv.push(filter);
-        }
+        // -U: write each frame at once; -B: room (KiB) for bursts. The shell opens the record, for tcpdump may not after it
+        // gave up root; to keep that by -Z crashes Ubuntu 24.04's.
+        let script = "exec tcpdump --immediate-mode -n -U -B 16384 -i \"$1\" -s \"$2\" -w - ${3:+\"$3\"} > \"$0\"";
+        let argv = ["sh", "-c", script, &file, interface, &snap, filter];
         let mut tcpdump = machine.spawn(&label, &argv)?;
         tcpdump.wait_for_line("listening on", TCPDUMP_TIMEOUT)?;
         Ok(Self {
