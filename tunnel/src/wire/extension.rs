@@ -1,6 +1,6 @@
 //! The first plaintext byte of a sealed datagram, which says what the other bytes are.
 
-use crate::offload::{Offload, PartialChecksum, Segmentation, SegmentationKind};
+use super::offload::{Offload, PartialChecksum, Segmentation, SegmentationKind};
 use zerocopy::byteorder::big_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -10,4 +10,5 @@ pub mod extension;
 pub mod handshake;
 pub mod ip;
 pub mod ndp;
+pub mod offload;
 pub mod vnet;

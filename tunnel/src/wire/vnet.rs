@@ -1,7 +1,7 @@
 //! The header that a TAP with `IFF_VNET_HDR` puts in front of each frame (`struct virtio_net_hdr`, virtio 1.2 §5.1.6): what
 //! the kernel left to be done, and what it may leave to the next one.
 
-use crate::offload::{Offload, PartialChecksum, Segmentation, SegmentationKind};
+use super::offload::{Offload, PartialChecksum, Segmentation, SegmentationKind};
 use zerocopy::byteorder::{NativeEndian, U16};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
