@@ -160,11 +160,11 @@ impl TapQueue {
                 Err(errno) => return Err(errno.into()),
             }
         };
-        let unknown = || io::Error::other("the kernel's header in front of a frame is unknown");
-        let (header, frame) =
-            VnetHeader::ref_from_prefix(&buffer.0[..len]).map_err(|_| unknown())?;
-        let offload = header.offload().ok_or_else(unknown)?;
-        Ok(Some((frame, offload)))
+        let read = VnetHeader::ref_from_prefix(&buffer.0[..len])
+            .ok()
+            .and_then(|(header, frame)| Some((frame, header.offload()?)));
+        // With a header that we do not know it is as good as no frame; the worker drops that as malformed, and counts it.
+        Ok(Some(read.unwrap_or((&[], Offload::NONE))))
     }
 
     /// Writes one frame; false when the kernel did not take it (queue full, interface down, gone).

@@ -46,8 +46,6 @@ pub struct Joined<'a> {
     pub frame: &'a [u8],
     /// What is to be done to it.
     pub offload: Offload,
-    /// The source that was given with its pieces.
-    pub source: u64,
 }
 
 impl Joiner {
@@ -176,7 +174,6 @@ impl Joiner {
             layout,
             len,
             len_in_headers,
-            source,
             ..
         } = current;
         let frame = &mut self.buffer[..len];
@@ -185,11 +182,7 @@ impl Joiner {
         } else if let Some(checksum) = offload.checksum {
             layout.set_len(frame, checksum, len_in_headers, len);
         }
-        Some(Joined {
-            frame,
-            offload,
-            source,
-        })
+        Some(Joined { frame, offload })
     }
 }
 

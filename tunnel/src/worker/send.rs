@@ -30,18 +30,13 @@ impl State {
             return self.wait_for_session(view, peer, frame, offload, now, out);
         };
         self.count(Counter::FramesToPeers, now);
-        match (offload.segmentation, offload.checksum) {
-            (Some(segmentation), Some(checksum)) => {
-                let result = self.super_frame(way, frame, segmentation, checksum, now, out);
-                if let Err(error) = result {
-                    let counter = match error {
-                        CutError::Malformed => Counter::DropMalformed,
-                        CutError::TooLarge => Counter::DropOversize,
-                    };
-                    self.count(counter, now);
-                }
-            }
-            (_, checksum) => self.one_frame(way, frame, checksum, now, out),
+        if offload.segmentation.is_none() {
+            return self.one_frame(way, frame, offload.checksum, now, out);
+        }
+        match self.super_frame(way, frame, offload, now, out) {
+            Ok(()) => {}
+            Err(CutError::Malformed) => self.count(Counter::DropMalformed, now),
+            Err(CutError::TooLarge) => self.count(Counter::DropOversize, now),
         }
     }
 
@@ -111,14 +106,12 @@ impl State {
         &mut self,
         way: Way,
         frame: &[u8],
-        segmentation: Segmentation,
-        checksum: PartialChecksum,
+        offload: Offload,
         now: Instant,
         out: &mut impl Output,
     ) -> Result<(), CutError> {
-        let offload = Offload {
-            checksum: Some(checksum),
-            segmentation: Some(segmentation),
+        let (Some(segmentation), Some(checksum)) = (offload.segmentation, offload.checksum) else {
+            return Err(CutError::Malformed);
         };
         let len_max = split::room(way.mtu).saturating_sub(PIECE_HEADER_BYTES);
         let cutter = Cutter::new(frame, &offload, len_max)?;
