@@ -257,7 +257,7 @@ fn message(kind: u8, id: u32, list: &[(bool, u8, u16)]) -> ControlMessage {
 fn a_path_agent_lives_with_a_peer_that_says_anything() {
     check!().with_type().for_each(|said: &Vec<Said>| {
         let mut now = Instant::now();
-        let mut agent = PathAgent::new(1, now);
+        let mut agent = PathAgent::new(1, 1600, now);
         agent.set_local_candidates(&[Candidate::Host(addr(8))], now);
         agent.set_remote_candidates(&[Candidate::Host(addr(1))], now);
         agent.handle_session_up(way(1), now);

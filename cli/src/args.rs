@@ -206,6 +206,9 @@ pub enum Network {
         /// Who serves addresses to guests
         #[arg(long, value_enum, default_value_t = Dhcp::Overlay)]
         dhcp: Dhcp,
+        /// Largest IP packet of its stations, in bytes; up to 9000 where the links between members carry it
+        #[arg(long, value_name = "BYTES", default_value_t = 1500, value_parser = clap::value_parser!(u16).range(1280..=9000))]
+        mtu: u16,
         /// A fabric node, as `farlan fabric` prints it; goes into every invite
         #[arg(long, value_name = "MULTIADDR")]
         bootstrap: Vec<Multiaddr>,

@@ -20,6 +20,12 @@ pub const INVITE_SECONDS_MAX: u64 = 30 * 86_400;
 pub const LEASE_SECONDS_DEFAULT: u32 = 24 * 3600;
 /// The shortest lease: it must be well longer than twice the guard.
 pub const LEASE_SECONDS_MIN: u32 = 300;
+/// The MTU inside a network whose owner names none.
+pub const MTU_DEFAULT: u16 = 1500;
+/// The smallest MTU inside a network: IPv6 needs it (RFC 8200 §5).
+pub const MTU_MIN: u16 = 1280;
+/// The largest MTU inside a network: jumbo frames as switches and clouds have them.
+pub const MTU_MAX: u16 = 9000;
 /// The largest registrar group.
 pub const VOTERS_MAX: usize = 7;
 /// The most admins.
@@ -65,6 +71,8 @@ pub struct Genesis {
     pub subnet: Subnet,
     /// Who serves them.
     pub dhcp: DhcpMode,
+    /// The largest IP packet of its stations, in bytes; [`MTU_MIN`] to [`MTU_MAX`].
+    pub mtu: u16,
     /// Whose signatures change the network.
     pub admins: Vec<PeerId>,
     /// How many of them it takes.
@@ -74,7 +82,7 @@ pub struct Genesis {
 }
 
 impl Genesis {
-    /// A new network of one owner, who is its only admin and registrar.
+    /// A new network of one owner, who is its only admin and registrar, with the default MTU.
     pub fn new(
         rng: &mut ChaCha20Rng,
         name: Name,
@@ -93,6 +101,7 @@ impl Genesis {
             name,
             subnet,
             dhcp,
+            mtu: MTU_DEFAULT,
             admins: vec![owner],
             threshold: 1,
             registrars,
@@ -118,6 +127,8 @@ pub struct NetworkDocument {
     pub subnet: Subnet,
     /// Who serves them.
     pub dhcp: DhcpMode,
+    /// The largest IP packet of its stations, in bytes; [`MTU_MIN`] to [`MTU_MAX`].
+    pub mtu: u16,
     /// How long a lease lasts.
     pub lease_seconds: u32,
     /// The DNS zone, as `lab.farlan`.
@@ -156,6 +167,7 @@ impl NetworkDocument {
                 .all(|(i, a)| !self.admins[..i].contains(a))
             && self.lease_seconds >= LEASE_SECONDS_MIN
             && self.zone.len() <= 253
+            && (MTU_MIN..=MTU_MAX).contains(&self.mtu)
             && self.registrars.is_sound()
     }
 }
@@ -191,6 +203,7 @@ impl Network {
             previous: id.0,
             subnet: genesis.subnet,
             dhcp: genesis.dhcp,
+            mtu: genesis.mtu,
             lease_seconds: LEASE_SECONDS_DEFAULT,
             zone: format!("{}.farlan", genesis.name),
             admins: genesis.admins.clone(),

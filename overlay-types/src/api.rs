@@ -72,6 +72,8 @@ pub struct NetworkStatus {
     pub subnet: Subnet,
     /// Who serves them.
     pub dhcp: DhcpMode,
+    /// The largest IP packet of its stations, in bytes.
+    pub mtu: u16,
     /// Whether commands mean this one when they name none.
     pub default: bool,
     /// `waiting for admission: …`, `waiting for an address: …` or `ready`.
@@ -169,6 +171,8 @@ pub struct CreateNetwork {
     pub subnet: Option<Subnet>,
     /// Who serves addresses.
     pub dhcp: DhcpMode,
+    /// The largest IP packet of its stations, in bytes, 1280 to 9000; 1500 when not given.
+    pub mtu: Option<u16>,
     /// Fabric addresses to put into invites and to join by.
     pub bootstrap: Vec<String>,
     /// This node's name in it; the host's name when not given.

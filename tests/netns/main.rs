@@ -12,6 +12,7 @@ mod joining;
 mod lab;
 mod lan;
 mod mdns;
+mod mtu;
 mod offloads;
 mod overlay;
 mod paths;

@@ -19,14 +19,19 @@ use tunnel::{io::DataPlane, stats::Counter};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What is carried: no two of its pages are alike.
-fn content(bytes: usize) -> Vec<u8> {
+pub(crate) fn content(bytes: usize) -> Vec<u8> {
     (0..bytes as u32 / 4)
         .flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes())
         .collect()
 }
 
 /// Carries `content` over TCP from one machine to an address of another, and compares.
-fn carry(from: &Machine, to: &Machine, address: SocketAddr, content: &[u8]) -> Result<()> {
+pub(crate) fn carry(
+    from: &Machine,
+    to: &Machine,
+    address: SocketAddr,
+    content: &[u8],
+) -> Result<()> {
     let listener = to.tcp_listener(address)?;
     let target = listener.local_addr()?;
     thread::scope(|scope| {
@@ -48,7 +53,7 @@ fn carry(from: &Machine, to: &Machine, address: SocketAddr, content: &[u8]) -> R
 }
 
 /// Waits until the workers, who tell once a second, have told that they counted so much.
-fn await_count(data_plane: &DataPlane, counter: Counter, least: u64) -> Result<()> {
+pub(crate) fn await_count(data_plane: &DataPlane, counter: Counter, least: u64) -> Result<()> {
     let mut count = 0;
     for _ in 0..50 {
         count = data_plane.counters().get(counter);

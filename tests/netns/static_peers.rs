@@ -35,6 +35,17 @@ pub(crate) fn overlay_address(number: u8) -> Ipv4Addr {
 
 /// A data plane on `host`, as number 1 or 2 of a network of two, with the TAP `farlan0`.
 pub(crate) fn start(host: &Host, number: u8, remote: &Host, workers: u8) -> Result<DataPlane> {
+    start_with_mtu(host, number, remote, workers, 1500)
+}
+
+/// The same in a network of this MTU.
+pub(crate) fn start_with_mtu(
+    host: &Host,
+    number: u8,
+    remote: &Host,
+    workers: u8,
+    mtu: u16,
+) -> Result<DataPlane> {
     let data_plane = host.within(|| {
         let config = DataPlaneConfig {
             listen: (Ipv4Addr::UNSPECIFIED, DATA_PORT).into(),
@@ -43,14 +54,14 @@ pub(crate) fn start(host: &Host, number: u8, remote: &Host, workers: u8) -> Resu
         };
         let data_plane = DataPlane::start(config, Box::new(|_| {})).map_err(io::Error::other)?;
         let mac = peer(number).host_mac();
-        let tap = Tap::create(Some("farlan0"), Some(mac), 1500).map_err(io::Error::other)?;
+        let tap = Tap::create(Some("farlan0"), Some(mac), mtu).map_err(io::Error::other)?;
         data_plane.command(Command::AddNetwork {
             id: NETWORK,
             me: peer(number),
             keys: keys(number),
             psk: Zeroizing::new([9; 32]),
             dhcp: DhcpMode::Off,
-            mtu: 1500,
+            mtu,
         });
         data_plane.add_port(NETWORK, PORT, PortKind::Host, vec![mac], tap);
         Ok(data_plane)

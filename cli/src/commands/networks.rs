@@ -17,6 +17,7 @@ pub(super) async fn run(global: &Global, command: Network) -> anyhow::Result<()>
             name,
             subnet,
             dhcp,
+            mtu,
             bootstrap,
             node_name,
             tap,
@@ -26,6 +27,7 @@ pub(super) async fn run(global: &Global, command: Network) -> anyhow::Result<()>
                 name,
                 subnet,
                 dhcp: dhcp.into(),
+                mtu: Some(mtu),
                 bootstrap: bootstrap.iter().map(ToString::to_string).collect(),
                 node_name,
                 tap: tap.map(Into::into),
@@ -121,8 +123,8 @@ pub(super) fn show(network: &NetworkStatus) {
     let default = if network.default { " (default)" } else { "" };
     let dhcp = format!("{:?}", network.dhcp).to_lowercase();
     say(&format!(
-        "network {}{default}: {}, dhcp {dhcp}, {}",
-        network.name, network.subnet, network.state
+        "network {}{default}: {}, dhcp {dhcp}, mtu {}, {}",
+        network.name, network.subnet, network.mtu, network.state
     ));
     say(&format!("  id         {}", network.id));
     say(&format!(

@@ -201,6 +201,7 @@ mod tests {
             name: "lab".parse().unwrap(),
             subnet: "10.77.0.0/16".parse().unwrap(),
             dhcp: Default::default(),
+            mtu: 1500,
             default: true,
             state: "ready".into(),
             node_name: "a".parse().unwrap(),

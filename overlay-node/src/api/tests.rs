@@ -54,6 +54,7 @@ impl NodeApi for Parrot {
             name: request.name,
             subnet: request.subnet.unwrap_or("10.77.0.0/16".parse().unwrap()),
             dhcp: request.dhcp,
+            mtu: request.mtu.unwrap_or(1500),
             default: true,
             state: "ready".into(),
             node_name: "me".parse().unwrap(),

@@ -5,7 +5,7 @@ use super::{
     actor::{Answerer, Done, JoinAsked, Node},
     admission::{JOIN_WITHIN, Joined, join, reach_fabric},
     calls::refuse,
-    membership::{INNER_MTU, LocalGuest, Member, OWN_ADDRESS, Stored, WAITING_MAX},
+    membership::{LocalGuest, Member, OWN_ADDRESS, Stored, WAITING_MAX},
     records::{SYNC_EVERY, SYNC_RETRY},
     registrar::RegistrarShell,
     unix_now,
@@ -22,7 +22,7 @@ use dht::{
     invite::Invite,
     lease::{LeaseCert, LeaseHolder, Transaction, holder::Want},
     membership::MembershipCert,
-    network::{Genesis, Network, NetworkSecret},
+    network::{Genesis, MTU_DEFAULT, Network, NetworkDocument, NetworkSecret},
     record::ControlPoint,
 };
 use overlay_types::{
@@ -76,7 +76,7 @@ impl Node {
 
     /// Whether a TAP can be made: found out before an invite is used up.
     fn check_tap(&self, wanted: Option<&str>) -> Result<(), String> {
-        make_tap(wanted, self.next_order(), None)
+        make_tap(wanted, self.next_order(), self.me.host_mac(), MTU_DEFAULT)
             .map(drop)
             .map_err(|e| e.to_string())
     }
@@ -243,7 +243,8 @@ impl Node {
         bootstrap.extend(self.config.bootstrap.iter().map(ToString::to_string));
         bootstrap.sort();
         bootstrap.dedup();
-        let genesis = Genesis::new(&mut self.rng, request.name, subnet, request.dhcp, self.me);
+        let mut genesis = Genesis::new(&mut self.rng, request.name, subnet, request.dhcp, self.me);
+        genesis.mtu = request.mtu.unwrap_or(genesis.mtu);
         let network = Network::new(genesis).map_err(|e| e.to_string())?;
         self.check_subnet(subnet).await?;
         let node_name = self.node_name(request.node_name);
@@ -369,7 +370,8 @@ impl Node {
         };
         let is_registrar = registrar.is_some();
         let mac = self.me.host_mac();
-        let tap = make_tap(tap_wanted.as_deref(), order, Some(mac)).map_err(|e| e.to_string())?;
+        let tap =
+            make_tap(tap_wanted.as_deref(), order, mac, document.mtu).map_err(|e| e.to_string())?;
         let (tap_name, tap_index) = (tap.name().to_owned(), tap.ifindex());
         let address6 = self.me.address6(id);
         let addressed = async {
@@ -389,7 +391,7 @@ impl Node {
             keys: for_plane,
             psk: secret.psk(id),
             dhcp: document.dhcp,
-            mtu: INNER_MTU,
+            mtu: document.mtu,
         });
         self.plane
             .add_port(id, host_port, PortKind::Host, vec![mac], tap);
@@ -424,13 +426,7 @@ impl Node {
             holders,
             configured: None,
             registrar,
-            dhcp: DhcpServer::new(dhcp_config(
-                &document.zone,
-                document.subnet,
-                Ipv4Addr::UNSPECIFIED,
-                mac,
-                document.lease_seconds,
-            )),
+            dhcp: DhcpServer::new(dhcp_config(&document, Ipv4Addr::UNSPECIFIED, mac)),
             names: Arc::new(ArcSwap::from_pointee(Names::new(
                 name,
                 id,
@@ -616,13 +612,14 @@ const TAP_NAMES: u32 = 64;
 
 /// A network's TAP, of the name that was asked for; else `farlan0` for the first network, or the next name that no other
 /// node on this host has.
-fn make_tap(wanted: Option<&str>, order: u32, mac: Option<MacAddr>) -> Result<Tap, TapError> {
+fn make_tap(wanted: Option<&str>, order: u32, mac: MacAddr, mtu: u16) -> Result<Tap, TapError> {
+    let create = |name: &str| Tap::create(Some(name), Some(mac), mtu);
     if let Some(name) = wanted {
-        return Tap::create(Some(name), mac, INNER_MTU);
+        return create(name);
     }
     let mut number = order;
     loop {
-        match Tap::create(Some(&format!("farlan{number}")), mac, INNER_MTU) {
+        match create(&format!("farlan{number}")) {
             Err(TapError::NameTaken(_)) if number < order + TAP_NAMES => number += 1,
             made => return made,
         }
@@ -630,22 +627,17 @@ fn make_tap(wanted: Option<&str>, order: u32, mac: Option<MacAddr>) -> Result<Ta
 }
 
 /// What the DHCP server tells guests.
-pub(super) fn dhcp_config(
-    zone: &str,
-    subnet: Subnet,
-    server: Ipv4Addr,
-    mac: MacAddr,
-    lease_seconds: u32,
-) -> DhcpConfig {
+pub(super) fn dhcp_config(network: &NetworkDocument, server: Ipv4Addr, mac: MacAddr) -> DhcpConfig {
+    let lease_seconds = network.lease_seconds.min(GUEST_LEASE_SECONDS_MAX);
     DhcpConfig {
-        subnet,
+        subnet: network.subnet,
         server,
         server_mac: mac,
         router: None,
         dns: vec![server],
-        domain: zone.to_owned(),
-        mtu: INNER_MTU,
-        lease_time: Duration::from_secs(u64::from(lease_seconds.min(GUEST_LEASE_SECONDS_MAX))),
+        domain: network.zone.clone(),
+        mtu: network.mtu,
+        lease_time: Duration::from_secs(u64::from(lease_seconds)),
         routes: Vec::new(),
         reservations: BTreeMap::new(),
     }

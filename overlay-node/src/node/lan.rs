@@ -3,7 +3,7 @@
 use super::{
     actor::Node,
     calls::{failed, refuse},
-    membership::{INNER_MTU, LanPort},
+    membership::LanPort,
     unix_now,
 };
 use crate::{api::Answer, host::Route, lan::LanError, mdns::MdnsResponder};
@@ -90,7 +90,7 @@ impl Node {
         let Some(member) = self.networks.get(&id) else {
             return Err(failed("the network was left"));
         };
-        let (mode, subnet) = (member.dhcp_mode(), member.subnet());
+        let (mode, subnet, mtu) = (member.dhcp_mode(), member.subnet(), member.mtu());
         let lan = match mode {
             DhcpMode::Overlay => {
                 let routed = self.lan_ports.route(iface, subnet).await.map_err(failed)?;
@@ -108,7 +108,7 @@ impl Node {
                 let segment = self.segment_of(id, iface).await?;
                 let port = self.new_port();
                 let tap_name = format!("fl{}-{}", port.0, &self.me.short()[..5]);
-                let tap = Tap::create(Some(&tap_name), None, INNER_MTU).map_err(failed)?;
+                let tap = Tap::create(Some(&tap_name), None, mtu).map_err(failed)?;
                 self.netlink
                     .set_up(tap.ifindex(), true)
                     .await

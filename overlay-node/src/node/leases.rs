@@ -236,14 +236,7 @@ impl Node {
         let Some(address) = member.configured else {
             return;
         };
-        let document = member.directory.network().document();
-        let config = dhcp_config(
-            &document.zone,
-            document.subnet,
-            address,
-            mac,
-            document.lease_seconds,
-        );
+        let config = dhcp_config(member.directory.network().document(), address, mac);
         let routes = member.lan_routes.iter();
         let routes = routes
             .map(|(subnet, via)| Route {

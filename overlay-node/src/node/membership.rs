@@ -30,9 +30,6 @@ use std::{
 use tokio::sync::oneshot;
 use tunnel::session::LocalKeys;
 
-/// Largest IP packet inside every network.
-pub(super) const INNER_MTU: u16 = 1500;
-
 /// What outlives a restart, in the file `network`.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Stored {
@@ -158,6 +155,11 @@ impl Member {
     /// Who serves them.
     pub(super) fn dhcp_mode(&self) -> DhcpMode {
         self.directory.network().document().dhcp
+    }
+
+    /// The largest IP packet of its stations.
+    pub(super) fn mtu(&self) -> u16 {
+        self.directory.network().document().mtu
     }
 
     /// The lease of the node's own address, while it may be used.

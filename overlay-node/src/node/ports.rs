@@ -3,7 +3,7 @@
 use super::{
     actor::Node,
     calls::{failed, refuse},
-    membership::{GuestPort, INNER_MTU, LocalGuest},
+    membership::{GuestPort, LocalGuest, Member},
     snoop::{self, Snooped},
     unix_now,
 };
@@ -81,6 +81,9 @@ impl Node {
     }
 
     async fn plug(&mut self, id: NetworkId, request: AddPort) -> Result<PortId, ApiError> {
+        let Some(mtu) = self.networks.get(&id).map(Member::mtu) else {
+            return Err(failed("the network was left"));
+        };
         let existing = self.netlink.find(&request.iface).await.map_err(failed)?;
         let attached = existing.is_some();
         let port = self.new_port();
@@ -89,7 +92,7 @@ impl Node {
         } else {
             request.iface.clone()
         };
-        let tap = Tap::create(Some(&tap_name), None, INNER_MTU).map_err(failed)?;
+        let tap = Tap::create(Some(&tap_name), None, mtu).map_err(failed)?;
         let (tap_name, index): (String, u32) = (tap.name().to_owned(), tap.ifindex());
         self.netlink.set_up(index, true).await.map_err(failed)?;
         if attached {

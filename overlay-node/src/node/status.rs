@@ -106,6 +106,7 @@ impl Node {
             name: member.name().clone(),
             subnet: member.subnet(),
             dhcp: member.dhcp_mode(),
+            mtu: member.mtu(),
             default: self.meant(None).is_ok_and(|id| id == member.id),
             state,
             node_name: member.membership.name.clone(),

@@ -353,7 +353,11 @@ impl Engine {
         let ctx = &mut self.ctx;
         let peer = network.peers.entry(key.1).or_insert_with(|| {
             ctx.is_dirty = true;
-            let mut agent = PathAgent::new(ctx.rng.next_u64(), now);
+            let mut agent = PathAgent::new(
+                ctx.rng.next_u64(),
+                view::datagram_bytes_max(&network.local),
+                now,
+            );
             agent.set_local_candidates(&self.candidates, now);
             Peer::new(key, keys.clone(), agent)
         });

@@ -1,9 +1,10 @@
 //! Draws the picture of the world that workers work from.
 
-use super::network::Network;
+use super::network::{Local, Network};
 use crate::snapshot::{
     BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station,
 };
+use crate::wire::{datagram::OVERHEAD_BYTES, extension::PIECE_HEADER_BYTES};
 use overlay_types::{Location, MacAddr, NetworkId, PortId};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,6 +13,17 @@ use std::{
 
 /// An Ethernet header and two VLAN tags around the largest IP packet.
 const FRAME_OVERHEAD: usize = 22;
+
+/// The largest frame of a network.
+pub(super) fn frame_bytes_max(local: &Local) -> usize {
+    usize::from(local.mtu) + FRAME_OVERHEAD
+}
+
+/// The datagram that carries such a frame whole, as UDP's payload.
+pub(super) fn datagram_bytes_max(local: &Local) -> u16 {
+    let bytes = frame_bytes_max(local) + PIECE_HEADER_BYTES + OVERHEAD_BYTES;
+    u16::try_from(bytes).unwrap_or(u16::MAX)
+}
 
 /// The whole picture.
 pub(super) fn snapshot(networks: &BTreeMap<NetworkId, Network>) -> Snapshot {
@@ -59,7 +71,7 @@ fn view(network: &Network) -> NetworkView {
         id: network.local.id,
         me: network.local.me,
         dhcp: network.local.dhcp,
-        frame_bytes_max: usize::from(network.local.mtu) + FRAME_OVERHEAD,
+        frame_bytes_max: frame_bytes_max(&network.local),
         ports,
         peers: peers.collect(),
         bindings: HashMap::new(),

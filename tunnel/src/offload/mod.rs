@@ -40,6 +40,22 @@ pub fn longest_segment(frame: &[u8], offload: &Offload) -> Option<usize> {
     }
 }
 
+/// An ordinary frame as a super-frame, if it is a TCP segment with its checksum left to be completed: it may be cut, then,
+/// where the path takes no frame of its length.
+pub fn as_super_frame(frame: &[u8], checksum: PartialChecksum) -> Option<Offload> {
+    [SegmentationKind::Tcp4, SegmentationKind::Tcp6]
+        .into_iter()
+        .map(|kind| Offload {
+            checksum: Some(checksum),
+            segmentation: Some(Segmentation {
+                kind,
+                size: u16::MAX,
+                has_ecn: false,
+            }),
+        })
+        .find(|offload| Layout::of(frame, offload).is_some())
+}
+
 /// An ordinary frame as it would be on a wire. A super-frame comes back uncut.
 pub fn for_a_wire(frame: &[u8], offload: &Offload) -> Vec<u8> {
     let mut frame = frame.to_vec();

@@ -44,6 +44,9 @@ const KEEPALIVE: Duration = Duration::from_secs(25);
 /// A path whose traffic is older than this is idle: it is kept alive, but nothing is tried for a better one.
 const IN_USE_FOR: Duration = Duration::from_secs(60);
 
+/// While traffic is younger than this, the size of the path in use is confirmed again and again.
+const FLOWS_FOR: Duration = Duration::from_secs(10);
+
 /// Peers that nobody is eager for are let go this long after the last traffic.
 const KEPT_FOR: Duration = Duration::from_secs(300);
 
@@ -85,7 +88,7 @@ pub struct PathView {
     pub addr: PathAddr,
     /// Smoothed round trip; zero until the first answer.
     pub rtt: Duration,
-    /// Largest sealed datagram (header to tag, a relay wrapper not counted) known to pass.
+    /// Largest UDP payload known to pass, a relay's wrapper included.
     pub mtu: u16,
 }
 
@@ -116,6 +119,8 @@ pub struct PathStats {
 #[derive(Debug)]
 pub struct PathAgent {
     rng: ChaCha20Rng,
+    /// Paths that carry larger UDP payloads are no better for it.
+    datagram_bytes_max: u16,
     candidates: Candidates,
     is_up: bool,
     eager: bool,
@@ -137,10 +142,12 @@ pub struct PathAgent {
 }
 
 impl PathAgent {
-    /// An agent that knows no way yet. `rng_seed` makes probe ids and jitter; give each peer its own.
-    pub fn new(rng_seed: u64, now: Instant) -> Self {
+    /// An agent that knows no way yet. `rng_seed` makes probe ids and jitter; give each peer its own. It searches for
+    /// paths that carry UDP payloads of up to `datagram_bytes_max`.
+    pub fn new(rng_seed: u64, datagram_bytes_max: u16, now: Instant) -> Self {
         Self {
             rng: ChaCha20Rng::seed_from_u64(rng_seed),
+            datagram_bytes_max,
             candidates: Candidates::default(),
             is_up: false,
             eager: true,
@@ -347,11 +354,11 @@ impl PathAgent {
             return None;
         }
         let tier = self.current.map(|addr| self.paths[&addr].tier);
-        let mtu = self.current.and_then(|addr| {
-            self.paths[&addr]
-                .mtu
-                .due(|at| is_in_use(self.traffic_at, at))
+        let sizes = self.paths.iter().filter_map(|(addr, path)| {
+            let is_current = self.current == Some(*addr);
+            path.mtu.due(|at| is_current && flows(self.traffic_at, at))
         });
+        let sizes = sizes.min();
         [
             (
                 self.unanswered_since.map(|since| since + SILENCE_MAX),
@@ -363,7 +370,7 @@ impl PathAgent {
                 "probe candidates",
             ),
             (self.candidates.due(), "repeat candidates"),
-            (mtu, "probe path size"),
+            (sizes, "probe path size"),
             (self.keepalive_at, "keep path alive"),
         ]
         .into_iter()
@@ -428,6 +435,7 @@ impl PathAgent {
             return;
         };
         path.handle_answer(probe.sent_at, now);
+        path.mtu.start(now);
         if let Some(size) = probe.size {
             path.mtu.handle_answer(size, now);
         }
@@ -484,22 +492,27 @@ impl PathAgent {
         }
     }
 
+    /// Searches on every path that works, and confirms what was found on the one in use.
     fn continue_mtu(&mut self, now: Instant) {
-        let Some(current) = self.current else { return };
-        let path = self
+        let (current, traffic_at) = (self.current, self.traffic_at);
+        let due: Vec<_> = self
             .paths
-            .get_mut(&current)
-            .expect("the path in use is in the table");
-        let rtt = path.rtt.unwrap_or_default();
-        if path
-            .mtu
-            .due(|at| is_in_use(self.traffic_at, at))
-            .is_some_and(|at| at <= now)
-            && let Some(size) = path.mtu.handle_timeout(now, rtt)
-        {
-            self.probe(current, Some(size), now);
+            .iter_mut()
+            .filter_map(|(addr, path)| {
+                let is_current = current == Some(*addr);
+                let at = path.mtu.due(|at| is_current && flows(traffic_at, at));
+                at.filter(|at| *at <= now)?;
+                let (rtt, heard_at) = (path.rtt.unwrap_or_default(), path.heard_at);
+                Some((*addr, path.mtu.handle_timeout(now, rtt, heard_at)?))
+            })
+            .collect();
+        for (addr, probe) in due {
+            self.probe(addr, Some(probe.size), now);
+            if probe.is_last {
+                self.probe(addr, None, now);
+            }
         }
-        self.announce(now);
+        self.announce();
     }
 
     fn keep_alive(&mut self, now: Instant) {
@@ -576,6 +589,10 @@ fn want(tier: Option<Tier>, traffic_at: Option<Instant>, at: Instant) -> Want {
         Some(Tier::Relay) if is_in_use(traffic_at, at) => Want::Better,
         Some(_) => Want::Nothing,
     }
+}
+
+fn flows(traffic_at: Option<Instant>, at: Instant) -> bool {
+    traffic_at.is_some_and(|traffic| at < traffic + FLOWS_FOR)
 }
 
 fn is_in_use(traffic_at: Option<Instant>, at: Instant) -> bool {

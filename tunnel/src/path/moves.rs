@@ -26,7 +26,7 @@ impl PathAgent {
                 self.roam_check_after = Some(now + ROAM_CHECK_EVERY);
             }
             self.unanswered_since = None;
-            self.announce(now);
+            self.announce();
             return;
         }
         let rtt = old.rtt.unwrap_or_default();
@@ -139,11 +139,11 @@ impl PathAgent {
         self.watch = None;
         self.unanswered_since = None;
         self.refresh_keepalive(now);
-        self.announce(now);
+        self.announce();
     }
 
-    /// Says which path is in use, where that or its figures changed enough to matter; proven ones begin to be measured.
-    pub(super) fn announce(&mut self, now: Instant) {
+    /// Says which path is in use, where that or its figures changed enough to matter.
+    pub(super) fn announce(&mut self) {
         let Some(view) = self.current() else { return };
         let is_notable = self.announced.is_none_or(|old| {
             let (low, high) = (old.rtt.min(view.rtt), old.rtt.max(view.rtt));
@@ -158,13 +158,6 @@ impl PathAgent {
         {
             self.announced = Some(view);
             self.push_event(PathEvent::Changed(view));
-        }
-        if let Some(path) = self
-            .paths
-            .get_mut(&view.addr)
-            .filter(|p| p.answered_at.is_some())
-        {
-            path.mtu.start(now);
         }
     }
 }

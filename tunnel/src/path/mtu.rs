@@ -1,130 +1,209 @@
-//! How large a datagram one path carries: a ladder of padded probes (RFC 8899 in spirit), climbed once, then checked
-//! now and then. What the probes are and how they are sent is the agent's.
+//! How large a datagram one path carries: path MTU discovery for datagrams (RFC 8899, §5) with padded probes, so that it
+//! needs no ICMP message, which networks lose and strangers forge. What the probes are and how they are sent is the
+//! agent's.
+//!
+//! ```text
+//! Base ──proved──▶ Searching ──nothing larger passes──▶ Complete ──traffic──▶ Confirming ──answer──▶ Complete
+//!  ▲                   ▲                                    └──600 s──▶ Searching      │
+//!  └───────────────────┴──────────────── black hole: three probes lost ◀──────────────┘
+//! ```
 
 use std::time::{Duration, Instant};
 
-/// Sizes of UDP payloads worth telling apart. 1232 fits IPv6's smallest link (RFC 8200 §5) and is taken as given;
-/// 1372 passes a WireGuard-like tunnel over IPv6 and 1392 over IPv4, 1432 a cloud's 1460, 1452 and 1472 a 1500-byte
-/// link over IPv6 and IPv4; 1552 carries a guest's full frame whole, 8952 a jumbo frame.
-const RUNGS: [u16; 8] = [1232, 1372, 1392, 1432, 1452, 1472, 1552, 8952];
+/// BASE_PLPMTU and MIN_PLPMTU, as bytes of UDP payload: what fits IPv6's smallest link (RFC 8200 §5). Believed without
+/// proof.
+const BASE: u16 = 1232;
 
-/// Probes of one size before it counts as too large: loss must not be mistaken for size.
-const TRIES: u8 = 3;
+/// UDP payloads of common links, tried before anything between: 1252 is IPv4 over a link of 1280, 1372 and 1392 pass a
+/// WireGuard-like tunnel over IPv6 and IPv4, 1412 and 1432 a cloud's or GRE's 1460, 1444 and 1464 PPPoE's 1492, 1452
+/// and 1472 a link of 1500, 8952 and 8972 a jumbo link.
+const COMMON: [u16; 11] = [
+    1252, 1372, 1392, 1412, 1432, 1444, 1452, 1464, 1472, 8952, 8972,
+];
 
-/// How often the size in use is checked while there is traffic, so that a shrunk path is found in about a minute.
-const VERIFY_EVERY: Duration = Duration::from_secs(60);
+/// The search ends when what is not known is smaller than this.
+const GRAIN: u16 = 20;
 
-/// One in so many checks looks whether the path has grown.
-const CLIMB_EVERY: u8 = 10;
+/// MAX_PROBES: probes of one size before it counts as too large, since loss must not be mistaken for size.
+const MAX_PROBES: u8 = 3;
 
+/// PROBE_TIMER: the least wait for an answer; two round trips where that is longer.
+const PROBE_TIMER: Duration = Duration::from_millis(300);
+
+/// CONFIRMATION_TIMER: how often the size in use is confirmed while there is traffic. A black hole is found within this
+/// and three probes.
+const CONFIRMATION_TIMER: Duration = Duration::from_secs(5);
+
+/// PMTU_RAISE_TIMER: how often it is looked, while there is traffic, whether the path has grown.
+const PMTU_RAISE_TIMER: Duration = Duration::from_secs(600);
+
+/// The search on one path.
 #[derive(Debug)]
-pub(super) struct MtuLadder {
-    /// 8 on relayed paths, for the wrapper.
+pub(super) struct PathMtu {
+    /// 8 on relayed paths, for the wrapper, which all other sizes include.
     overhead: u16,
-    confirmed: usize,
+    wanted: u16,
+    /// PLPMTU: the largest size that was answered.
+    confirmed: u16,
+    /// The smallest size that was not, however often it was asked for.
+    refused: u16,
+    /// What is asked for now: more than `confirmed` when searching, just that when confirming.
     asking: Option<Asking>,
+    /// The next probe, when one is asked for, or else the next confirmation; nothing before the path was proved.
     next_at: Option<Instant>,
-    verified: u8,
+    raise_at: Option<Instant>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Asking {
-    rung: usize,
-    tries: u8,
+    size: u16,
+    since: Instant,
+    probes: u8,
 }
 
-impl MtuLadder {
-    pub(super) fn new(overhead: u16) -> Self {
+/// A question that is due.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct SizeProbe {
+    /// The datagram, from its header to its tag, is padded to this: the wrapper is not part of it.
+    pub(super) size: u16,
+    /// Unless it is answered the size is too large, if anything else is: ask for something small, too.
+    pub(super) is_last: bool,
+}
+
+impl PathMtu {
+    /// A path that takes [`BASE`], as far as is known; nothing larger than `wanted` is of use.
+    pub(super) const fn new(overhead: u16, wanted: u16) -> Self {
         Self {
             overhead,
-            confirmed: 0,
+            wanted,
+            confirmed: BASE,
+            refused: u16::MAX,
             asking: None,
             next_at: None,
-            verified: 0,
+            raise_at: None,
         }
     }
 
-    /// Largest sealed datagram known to pass.
-    pub(super) fn mtu(&self) -> u16 {
-        RUNGS[self.confirmed] - self.overhead
+    /// Largest UDP payload known to pass, a relay's wrapper included.
+    pub(super) const fn mtu(&self) -> u16 {
+        self.confirmed
     }
 
-    /// Begins to climb, unless that was done before.
+    /// Begins to search, unless that was done before.
     pub(super) fn start(&mut self, now: Instant) {
         if self.next_at.is_none() {
-            self.asking = Some(Asking {
-                rung: self.confirmed + 1,
-                tries: 0,
-            });
-            self.next_at = Some(now);
+            self.search(now);
         }
     }
 
     /// Forgets what was learned: the path behind the address may be another one.
-    pub(super) fn reset(&mut self) {
-        *self = Self::new(self.overhead);
+    pub(super) const fn reset(&mut self) {
+        *self = Self::new(self.overhead, self.wanted);
     }
 
-    /// When the next probe is due. Checks of a finished ladder wait for traffic.
+    /// When the next probe is due. Confirming, and searching again, wait for traffic.
     pub(super) fn due(&self, in_use: impl Fn(Instant) -> bool) -> Option<Instant> {
         self.next_at
             .filter(|at| self.asking.is_some() || in_use(*at))
     }
 
-    /// The size to ask for now, if any; `rtt` paces the tries.
-    pub(super) fn handle_timeout(&mut self, now: Instant, rtt: Duration) -> Option<u16> {
+    /// What to ask for now, if anything. `rtt` paces the probes; `heard_at`, when anything came over this path last, tells
+    /// a size that does not pass from a path that does not.
+    pub(super) fn handle_timeout(
+        &mut self,
+        now: Instant,
+        rtt: Duration,
+        heard_at: Option<Instant>,
+    ) -> Option<SizeProbe> {
         if self.next_at.is_none_or(|at| now < at) {
             return None;
         }
-        let confirmed = self.confirmed;
-        let asking = self.asking.get_or_insert(Asking {
-            rung: confirmed,
-            tries: 0,
-        });
-        if asking.tries == TRIES {
-            let failed = asking.rung;
-            if failed > confirmed || failed == 0 {
-                self.rest(now); // too large, and the smallest is believed without proof
+        match self.asking {
+            Some(asking) if asking.probes < MAX_PROBES => {}
+            Some(asking) if heard_at.is_none_or(|at| at < asking.since) => {
+                self.ask(asking.size, now);
+                self.next_at = Some(now + CONFIRMATION_TIMER);
                 return None;
             }
-            self.confirmed = 0; // what used to pass does not any more: find out anew what does
-            self.asking = Some(Asking { rung: 1, tries: 0 });
-            self.next_at = Some(now);
-            return self.handle_timeout(now, rtt);
+            Some(asking) => {
+                if asking.size == self.confirmed {
+                    // A black hole. Data goes on in small datagrams while it is found out anew what passes.
+                    self.confirmed = BASE;
+                }
+                self.refused = asking.size;
+                self.search(now);
+            }
+            None if self.raise_at.is_some_and(|at| now >= at) => {
+                self.refused = u16::MAX;
+                self.search(now);
+            }
+            None => self.ask(self.confirmed, now),
         }
-        asking.tries += 1;
-        let size = RUNGS[asking.rung] - self.overhead;
-        self.next_at = Some(now + (rtt * 2).max(Duration::from_millis(300)));
-        Some(size)
+        let asking = self.asking.as_mut()?;
+        asking.probes += 1;
+        self.next_at = Some(now + (rtt * 2).max(PROBE_TIMER));
+        Some(SizeProbe {
+            size: asking.size - self.overhead,
+            is_last: asking.probes == MAX_PROBES,
+        })
     }
 
-    /// A probe of `size` was answered; says whether [`Self::mtu`] changed.
-    pub(super) fn handle_answer(&mut self, size: u16, now: Instant) -> bool {
-        let Some(rung) = RUNGS.iter().position(|r| r - self.overhead == size) else {
-            return false;
+    /// A probe of `size` was answered.
+    pub(super) fn handle_answer(&mut self, size: u16, now: Instant) {
+        let Some(size) = size.checked_add(self.overhead) else {
+            return;
         };
-        if self.asking.as_ref().is_none_or(|a| a.rung != rung) {
-            return false; // an answer to an earlier question
-        }
-        let grew = rung > self.confirmed;
-        self.confirmed = self.confirmed.max(rung);
-        self.verified = self.verified.wrapping_add(1);
-        let climb = grew || self.verified.is_multiple_of(CLIMB_EVERY);
-        if climb && rung + 1 < RUNGS.len() {
-            self.asking = Some(Asking {
-                rung: rung + 1,
-                tries: 0,
-            });
-            self.next_at = Some(now);
+        let Some(asking) = self.asking.filter(|asking| asking.size == size) else {
+            return; // an answer to an earlier question
+        };
+        if asking.size > self.confirmed {
+            self.confirmed = asking.size;
+            self.search(now);
         } else {
             self.rest(now);
         }
-        grew
+    }
+
+    /// Asks for a larger size at once, or rests when there is none that could pass.
+    fn search(&mut self, now: Instant) {
+        match self.larger() {
+            Some(size) => {
+                self.ask(size, now);
+                self.next_at = Some(now);
+            }
+            None => {
+                self.raise_at = Some(now + PMTU_RAISE_TIMER);
+                self.rest(now);
+            }
+        }
+    }
+
+    const fn ask(&mut self, size: u16, now: Instant) {
+        self.asking = Some(Asking {
+            size,
+            since: now,
+            probes: 0,
+        });
+    }
+
+    /// The next size worth asking for: a common one, what is wanted at most, or the middle of what is not known.
+    fn larger(&self) -> Option<u16> {
+        let is_open = |size: &u16| (self.confirmed + 1..self.refused).contains(size);
+        let common = COMMON.iter().copied().filter(|size| *size < self.wanted);
+        common.chain([self.wanted]).find(is_open).or_else(|| {
+            let unknown = self.refused.min(self.wanted).saturating_sub(self.confirmed);
+            (unknown > GRAIN).then(|| self.confirmed + unknown / 2)
+        })
     }
 
     fn rest(&mut self, now: Instant) {
         self.asking = None;
-        self.next_at = Some(now + VERIFY_EVERY);
+        // The base needs no proof, and is left by searching only.
+        self.next_at = if self.confirmed > BASE {
+            Some(now + CONFIRMATION_TIMER)
+        } else {
+            self.raise_at.or(Some(now + PMTU_RAISE_TIMER))
+        };
     }
 }
 
@@ -132,61 +211,129 @@ impl MtuLadder {
 #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
-    const RTT: Duration = Duration::from_millis(50);
+    use proptest::prelude::*;
 
-    /// Runs the ladder over a path that carries `limit` bytes; gives the time and the probes it took to come to rest.
-    fn climb(ladder: &mut MtuLadder, limit: u16, mut now: Instant) -> (Instant, usize) {
+    const RTT: Duration = Duration::from_millis(50);
+    /// A guest's full frame, whole.
+    const FULL: u16 = 1558;
+
+    /// Searches over a path that carries `limit` bytes, until it rests; gives the time and how many probes it took.
+    fn search(mtu: &mut PathMtu, limit: u16, mut now: Instant) -> (Instant, usize) {
         let mut probes = 0;
-        while let Some(at) = ladder.due(|_| false) {
+        while let Some(at) = mtu.due(|_| false) {
             now = now.max(at);
-            if let Some(size) = ladder.handle_timeout(now, RTT) {
+            if let Some(probe) = mtu.handle_timeout(now, RTT, Some(now)) {
                 probes += 1;
-                if size + ladder.overhead <= limit {
+                if probe.size + mtu.overhead <= limit {
                     now += RTT;
-                    ladder.handle_answer(size, now);
+                    mtu.handle_answer(probe.size, now);
                 }
             }
+            assert!(probes < 100, "the search ends");
         }
         (now, probes)
     }
 
+    fn found(limit: u16) -> (PathMtu, Instant) {
+        let (mut mtu, t0) = (PathMtu::new(0, FULL), Instant::now());
+        mtu.start(t0);
+        let (rest, _) = search(&mut mtu, limit, t0);
+        (mtu, rest)
+    }
+
     #[test]
-    fn the_ladder_stops_below_what_the_path_refuses() {
-        for (limit, expected) in [
-            (1472, 1472),
-            (1452, 1452),
-            (1280, 1232),
-            (1400, 1392),
-            (9000, 8952),
-            (1600, 1552),
+    fn common_links_are_found_exactly_and_soon() {
+        for limit in [
+            1252, 1372, 1392, 1412, 1432, 1444, 1452, 1464, 1472, 1558, 8972,
         ] {
-            let (mut ladder, t0) = (MtuLadder::new(0), Instant::now());
-            ladder.start(t0);
-            let (rest, probes) = climb(&mut ladder, limit, t0);
-            assert_eq!(ladder.mtu(), expected, "limit {limit}");
-            assert!(probes <= 10 && rest - t0 < Duration::from_secs(2));
+            let (mut mtu, t0) = (PathMtu::new(0, 8972), Instant::now());
+            mtu.start(t0);
+            let (rest, probes) = search(&mut mtu, limit, t0);
+            if COMMON.contains(&limit) {
+                assert_eq!(mtu.mtu(), limit);
+            }
+            assert!(
+                probes <= 45 && rest - t0 < Duration::from_secs(15),
+                "{probes} {:?}",
+                rest - t0
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_found_passes_and_little_more_would(limit in BASE..9000, wanted in 1300u16..9000, overhead in prop::sample::select(vec![0u16, 8])) {
+            let (mut mtu, t0) = (PathMtu::new(overhead, wanted), Instant::now());
+            mtu.start(t0);
+            search(&mut mtu, limit, t0);
+            let best = limit.min(wanted);
+            prop_assert!(mtu.mtu() <= best && best - mtu.mtu() <= GRAIN, "{} of {best}", mtu.mtu());
         }
     }
 
     #[test]
-    fn a_relayed_path_leaves_room_for_the_wrapper() {
-        let (mut ladder, t0) = (MtuLadder::new(8), Instant::now());
-        assert_eq!(ladder.mtu(), 1224);
-        ladder.start(t0);
-        climb(&mut ladder, 1472, t0);
-        assert_eq!(ladder.mtu(), 1464);
+    fn nothing_larger_than_wanted_is_asked_for() {
+        let (mtu, _) = found(9000);
+        assert_eq!(mtu.mtu(), FULL);
     }
 
     #[test]
-    fn a_path_that_shrinks_is_found_out_while_there_is_traffic_only() {
-        let (mut ladder, t0) = (MtuLadder::new(0), Instant::now());
-        ladder.start(t0);
-        let (rest, _) = climb(&mut ladder, 1472, t0);
-        assert_eq!(ladder.due(|_| false), None);
-        let check = ladder.due(|_| true).unwrap();
-        assert!(check <= rest + VERIFY_EVERY);
-        assert_eq!(ladder.handle_timeout(check, RTT), Some(1472));
-        climb(&mut ladder, 1400, check);
-        assert_eq!(ladder.mtu(), 1392);
+    fn a_relayed_path_s_probes_leave_room_for_the_wrapper() {
+        let (mut mtu, t0) = (PathMtu::new(8, FULL), Instant::now());
+        mtu.start(t0);
+        assert_eq!(
+            mtu.handle_timeout(t0, RTT, None).map(|p| p.size),
+            Some(1252 - 8)
+        );
+        search(&mut mtu, 1472, t0);
+        assert_eq!(mtu.mtu(), 1472);
+    }
+
+    #[test]
+    fn a_black_hole_is_found_within_seconds_while_there_is_traffic_only() {
+        let (mut mtu, rest) = found(1472);
+        assert_eq!(mtu.due(|_| false), None);
+        let check = mtu.due(|_| true).unwrap();
+        assert_eq!(check, rest + CONFIRMATION_TIMER);
+        let mut now = check;
+        for lost in 1..=MAX_PROBES {
+            let probe = mtu.handle_timeout(now, RTT, Some(now)).unwrap();
+            assert_eq!((probe.size, probe.is_last), (1472, lost == MAX_PROBES));
+            assert_eq!(mtu.mtu(), 1472, "a lost probe alone says nothing");
+            now = mtu.due(|_| true).unwrap();
+        }
+        mtu.handle_timeout(now, RTT, Some(now));
+        assert_eq!(mtu.mtu(), BASE, "small datagrams at once");
+        assert!(now - rest < Duration::from_secs(7));
+        search(&mut mtu, 1400, now);
+        assert_eq!(mtu.mtu(), 1392);
+    }
+
+    #[test]
+    fn a_path_on_which_nothing_is_heard_says_nothing_about_size() {
+        let (mut mtu, rest) = found(1472);
+        let mut now = rest + CONFIRMATION_TIMER;
+        for _ in 0..20 {
+            mtu.handle_timeout(now, RTT, Some(rest));
+            now = mtu.due(|_| true).unwrap();
+        }
+        assert_eq!(mtu.mtu(), 1472);
+    }
+
+    #[test]
+    fn a_path_that_grew_is_noticed_in_time() {
+        let (mut mtu, rest) = found(1400);
+        let mut now = rest;
+        while now < rest + PMTU_RAISE_TIMER + CONFIRMATION_TIMER {
+            now = mtu.due(|_| true).unwrap();
+            if let Some(probe) = mtu
+                .handle_timeout(now, RTT, Some(now))
+                .filter(|p| p.size <= 1472)
+            {
+                mtu.handle_answer(probe.size, now + RTT);
+            }
+        }
+        search(&mut mtu, 1472, now);
+        assert_eq!(mtu.mtu(), 1472);
     }
 }

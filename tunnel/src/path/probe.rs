@@ -1,7 +1,7 @@
 //! What is known of each way to the peer: when it last answered, how long that takes, how often it failed;
 //! and which probes are still unanswered. What follows from it is the agent's.
 
-use super::mtu::MtuLadder;
+use super::mtu::PathMtu;
 use super::selection::Tier;
 use overlay_types::PathAddr;
 use std::collections::VecDeque;
@@ -29,13 +29,14 @@ pub(super) struct Path {
     pub(super) answered_at: Option<Instant>,
     pub(super) heard_at: Option<Instant>,
     pub(super) challenged_at: Option<Instant>,
-    pub(super) mtu: MtuLadder,
+    pub(super) mtu: PathMtu,
     failures: u32,
     failed_at: Option<Instant>,
 }
 
 impl Path {
-    pub(super) fn new(addr: PathAddr, tier: Tier, learned: bool) -> Self {
+    /// One of which nothing is known but where it leads; datagrams beyond `datagram_bytes_max` are of no use.
+    pub(super) fn new(addr: PathAddr, tier: Tier, learned: bool, datagram_bytes_max: u16) -> Self {
         let overhead = if matches!(addr, PathAddr::Relayed { .. }) {
             WRAPPER_BYTES
         } else {
@@ -50,7 +51,7 @@ impl Path {
             answered_at: None,
             heard_at: None,
             challenged_at: None,
-            mtu: MtuLadder::new(overhead),
+            mtu: PathMtu::new(overhead, datagram_bytes_max),
             failures: 0,
             failed_at: None,
         }
@@ -188,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_path_that_keeps_failing_is_held_down_longer_each_time() {
-        let (mut path, t0) = (Path::new(ADDR, Tier::Direct, false), Instant::now());
+        let (mut path, t0) = (Path::new(ADDR, Tier::Direct, false, 1500), Instant::now());
         path.handle_failure(t0);
         assert!(path.is_held_down(t0 + HOLD_DOWN / 2) && !path.is_held_down(t0 + HOLD_DOWN));
         path.handle_failure(t0);

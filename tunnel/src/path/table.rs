@@ -21,7 +21,8 @@ impl PathAgent {
         }
         for (addr, tier) in listed {
             if !self.paths.contains_key(&addr) && self.make_room() {
-                self.paths.insert(addr, Path::new(addr, tier, false));
+                let path = Path::new(addr, tier, false, self.datagram_bytes_max);
+                self.paths.insert(addr, path);
             }
         }
     }
@@ -33,7 +34,8 @@ impl PathAgent {
         }
         if self.make_room() {
             let tier = self.candidates.tier_of(from);
-            self.paths.insert(from, Path::new(from, tier, true));
+            let path = Path::new(from, tier, true, self.datagram_bytes_max);
+            self.paths.insert(from, path);
         } else {
             self.stats.sources_refused += 1;
         }

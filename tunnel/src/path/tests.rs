@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const DELAY: Duration = Duration::from_millis(20);
 const RELAYS: [&str; 2] = ["198.51.100.1:7000", "198.51.100.2:7000"];
-const LADDER_LIMIT: u16 = 1472;
+/// What a link of 1500 bytes carries.
+const LINK: u16 = 1472;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Nat {
@@ -42,7 +43,7 @@ impl Side {
             ([10, 0, n, 2], 7000).into()
         };
         let (mappings, allowed, events) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-        let agent = PathAgent::new(u64::from(n), now);
+        let agent = PathAgent::new(u64::from(n), 1600, now);
         Self {
             agent,
             nat,
@@ -104,6 +105,8 @@ struct World {
     relay_up: [bool; 2],
     direct_up: bool,
     same_lan: bool,
+    /// The largest UDP payload that passes.
+    carries: u16,
     queue: BTreeMap<(Instant, u64), (usize, PathAddr, Payload)>,
     sequence: u64,
     next_talk: Instant,
@@ -121,6 +124,7 @@ impl World {
             relay_up: [true; 2],
             direct_up: true,
             same_lan: false,
+            carries: LINK,
             queue,
             sequence: 0,
             next_talk: now,
@@ -204,7 +208,12 @@ impl World {
                 )
             }
         };
-        if size <= LADDER_LIMIT {
+        let wrapper = if matches!(to, PathAddr::Relayed { .. }) {
+            8
+        } else {
+            0
+        };
+        if size + wrapper <= self.carries {
             self.sequence += 1;
             self.queue.insert(
                 (self.now + delay, self.sequence),
@@ -319,7 +328,69 @@ fn two_port_restricted_nats_are_punched_within_three_seconds() {
     assert!(took < Duration::from_secs(1), "{took:?}");
     w.settle(5);
     let view = w.sides[0].agent.current().unwrap();
-    assert_eq!((view.rtt, view.mtu), (DELAY * 2, LADDER_LIMIT));
+    assert_eq!((view.rtt, view.mtu), (DELAY * 2, LINK));
+}
+
+#[test]
+fn the_way_by_the_relay_is_measured_too_before_it_is_needed() {
+    let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
+    w.session_up();
+    w.settle(10);
+    assert!(w.both(Tier::Direct));
+    w.direct_up = false;
+    w.talk();
+    w.run(Duration::from_secs(10), |w| w.both(Tier::Relay))
+        .expect("the relay again");
+    let view = w.sides[0].agent.current().unwrap();
+    assert_eq!(view.mtu, LINK, "full datagrams from the first one on");
+}
+
+#[test]
+fn a_black_hole_is_left_within_seven_seconds_and_the_path_is_kept() {
+    let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
+    w.session_up();
+    w.settle(10);
+    w.talk();
+    w.settle(10);
+    w.carries = 1400;
+    let shrunk = |w: &World| {
+        w.sides
+            .iter()
+            .all(|s| s.agent.current().unwrap().mtu <= 1400)
+    };
+    w.run(Duration::from_secs(7), shrunk)
+        .expect("smaller datagrams");
+    w.settle(10);
+    for side in &w.sides {
+        let view = side.agent.current().unwrap();
+        assert_eq!((view.mtu, side.agent.stats().failures), (1392, 0));
+    }
+    w.carries = LINK;
+    w.settle(620);
+    assert!(
+        w.sides
+            .iter()
+            .all(|s| s.agent.current().unwrap().mtu == LINK)
+    );
+}
+
+#[test]
+fn a_short_outage_does_not_shrink_the_path() {
+    let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
+    w.session_up();
+    w.settle(10);
+    w.talk();
+    for _ in 0..20 {
+        w.direct_up = false;
+        w.settle(2);
+        w.direct_up = true;
+        w.settle(7);
+    }
+    assert!(
+        w.sides
+            .iter()
+            .all(|s| s.agent.current().unwrap().mtu == LINK)
+    );
 }
 
 #[test]
@@ -559,7 +630,7 @@ mod any_input {
         #[test]
         fn no_order_of_events_breaks_the_agent(steps in proptest::collection::vec((0..9u8, addr(), any::<u8>()), 1..200)) {
             let mut now = Instant::now();
-            let mut agent = PathAgent::new(1, now);
+            let mut agent = PathAgent::new(1, 1600, now);
             let mut asked = Vec::new();
             for (what, addr, n) in steps {
                 now += Duration::from_millis(u64::from(n) * 20);
@@ -602,7 +673,7 @@ fn a_deadline_that_is_met_late_is_met_once() {
     };
     for seed in 0..200 {
         let mut now = Instant::now();
-        let mut agent = PathAgent::new(seed, now);
+        let mut agent = PathAgent::new(seed, 1600, now);
         agent.set_remote_candidates(&[Candidate::Host(([10, 0, 0, 1], 7000).into())], now);
         agent.handle_session_up(relay, now);
         agent.note_traffic(now);

@@ -2,7 +2,7 @@
 
 use super::{Output, Report, State};
 use crate::{
-    offload::{CutError, Cutter, Offload, PartialChecksum, Segmentation},
+    offload::{self, CutError, Cutter, Offload, PartialChecksum, Segmentation},
     session::SealError,
     snapshot::{NetworkView, Way},
     split::{self, Fit},
@@ -72,7 +72,7 @@ impl State {
                     tell(self, cutter.segment_for_a_wire(index));
                 }
             }
-            Err(_) => tell(self, crate::offload::for_a_wire(frame, &offload)),
+            Err(_) => tell(self, offload::for_a_wire(frame, &offload)),
         }
     }
 
@@ -98,7 +98,13 @@ impl State {
                     });
                 }
             }
-            Fit::TooLarge => self.count(Counter::DropOversize, now),
+            Fit::TooLarge => {
+                let stream = checksum.and_then(|sum| offload::as_super_frame(frame, sum));
+                let sent = stream.map(|offload| self.super_frame(way, frame, offload, now, out));
+                if sent != Some(Ok(())) {
+                    self.count(Counter::DropOversize, now);
+                }
+            }
         }
     }
 
