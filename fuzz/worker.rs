@@ -214,7 +214,7 @@ fn a_worker_takes_anything_from_guests_and_members() {
                 DhcpMode::Overlay
             };
             worker.set_snapshot(Arc::new(snapshot(dhcp)));
-            worker.set_joins_datagrams(inputs.len() % 2 == 0);
+            worker.set_joined_datagrams_max(inputs.len() % 20);
             let mut member = established(false).send_lane(1);
             let mut out = Sink::default();
             for input in inputs.iter().take(64) {

@@ -99,6 +99,8 @@ counters! {
     DropMacTable => "drop_mac_table",
     /// Drop: a datagram that the full UDP socket did not take.
     DropUdpFull => "drop_udp_full",
+    /// Drop: a datagram that waited in a full UDP socket for us.
+    DropUdpBehind => "drop_udp_behind",
     /// Drop: a datagram larger than the interface's MTU.
     DropUdpTooLarge => "drop_udp_too_large",
     /// Drop: a datagram with no route, or another error of the UDP socket.

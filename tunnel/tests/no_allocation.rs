@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 use tunnel::{
-    offload::{Offload, PartialChecksum, Segmentation, SegmentationKind},
+    offload::{Offload, PartialChecksum, Segmentation, SegmentationKind, UDP_SEGMENTS_MAX},
     session::{Established, SessionSlot, Suite},
     snapshot::{
         BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station, Way,
@@ -225,7 +225,7 @@ fn frames_cost_no_allocation_once_the_workers_are_warm() {
     there.set_snapshot(snapshot(1));
     let (mut sent, mut got) = (Wire::new(), Wire::new());
     for joins in [false, true] {
-        there.set_joins_datagrams(joins);
+        there.set_joined_datagrams_max(if joins { UDP_SEGMENTS_MAX } else { 0 });
         for (what, frame, offload) in &kinds {
             let mut carry = || {
                 sent.clear();

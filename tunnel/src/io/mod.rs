@@ -15,6 +15,7 @@
 mod batch;
 mod data_plane;
 mod engine_thread;
+mod moderation;
 pub mod service;
 mod steer;
 mod tap;

@@ -7,8 +7,9 @@ use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-/// Kernel buffers for bursts: 4 MiB hold 25 ms of 1.3 Gbit/s. Root gets them whatever `rmem_max` says.
-const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+/// Kernel buffers for bursts; Linux doubles it for its own needs. All that waits there is delay for whatever comes behind:
+/// why it is no larger stands in `docs/decisions/0015-bounded-queues.md`. Root gets it whatever `rmem_max` says.
+const SOCKET_BUFFER_BYTES: usize = 256 << 10;
 /// Buffers of one receive call. Each can hold a whole GRO run; more would only push each other out of the cache.
 const RECEIVE_BUFFERS: usize = 8;
 /// The largest UDP payload, and so the largest GRO run.
@@ -101,7 +102,8 @@ impl UdpPort {
         segment: usize,
     ) -> Result<(), (u64, Unsent)> {
         let destination = self.on_the_socket(to);
-        let send = |contents: &[u8], segment_size: Option<usize>| {
+        let has_gso = || self.state.max_gso_segments() > 1;
+        send_run(bytes, segment, has_gso, |contents, segment_size| {
             let transmit = Transmit {
                 destination,
                 ecn: None,
@@ -111,22 +113,7 @@ impl UdpPort {
             };
             self.state
                 .try_send(UdpSockRef::from(&self.socket), &transmit)
-        };
-        let count = bytes.len().div_ceil(segment.max(1)) as u64;
-        match send(bytes, (count > 1).then_some(segment)) {
-            Ok(()) => Ok(()),
-            // Where a driver refuses GSO the state has just learned it, and the run leaves one by one.
-            Err(_) if count > 1 && self.state.max_gso_segments() == 1 => {
-                let unsent = bytes
-                    .chunks(segment)
-                    .filter_map(|datagram| send(datagram, None).err());
-                let (lost, last) = unsent.fold((0, None), |(lost, _), error| {
-                    (lost + 1, Some(reason(&error)))
-                });
-                last.map_or(Ok(()), |reason| Err((lost, reason)))
-            }
-            Err(error) => Err((count, reason(&error))),
-        }
+        })
     }
 
     /// Receives what is there into `buffers`; 0 when nothing is.
@@ -144,6 +131,29 @@ impl UdpPort {
         }
     }
 
+    /// How many datagrams the kernel dropped so far because nobody received them in time; it counts round after 2^32.
+    pub(super) fn dropped(&self) -> u32 {
+        use std::os::fd::AsRawFd;
+        /// Where that stands in what `SO_MEMINFO` tells (`SK_MEMINFO_DROPS` of `linux/sock_diag.h`), and how much it tells.
+        const DROPS: usize = 8;
+        const VALUES: usize = 9;
+        let mut info = [0u32; VALUES];
+        let mut len = size_of_val(&info) as libc::socklen_t;
+        // SAFETY: the descriptor is open while `self.socket` lives; the kernel writes at most `len` bytes into `info`, which
+        // has that many and where any bytes are numbers, and keeps no reference to either.
+        #[expect(unsafe_code, reason = "no safe wrapper reads a socket's drops")]
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_MEMINFO,
+                info.as_mut_ptr().cast(),
+                &raw mut len,
+            )
+        };
+        if result == 0 { info[DROPS] } else { 0 }
+    }
+
     /// An IPv6 socket wants IPv4 destinations in mapped form.
     fn on_the_socket(&self, to: SocketAddr) -> SocketAddr {
         match to {
@@ -153,6 +163,32 @@ impl UdpPort {
             to => to,
         }
     }
+}
+
+/// Sends a run by `send`, which takes datagrams and the size of each unless it is one. A run that the kernel refuses because
+/// a driver cannot segment leaves one by one, and so does every later one: `has_gso` tells what `send` has learned.
+fn send_run(
+    bytes: &[u8],
+    segment: usize,
+    has_gso: impl Fn() -> bool,
+    mut send: impl FnMut(&[u8], Option<usize>) -> io::Result<()>,
+) -> Result<(), (u64, Unsent)> {
+    let count = bytes.len().div_ceil(segment.max(1)) as u64;
+    if count <= 1 || has_gso() {
+        match send(bytes, (count > 1).then_some(segment)) {
+            Ok(()) => return Ok(()),
+            Err(error) if count <= 1 || has_gso() => return Err((count, reason(&error))),
+            Err(_) => {}
+        }
+    }
+    let (mut lost, mut why) = (0, None);
+    for datagram in bytes.chunks(segment) {
+        if let Err(error) = send(datagram, None) {
+            lost += 1;
+            why = Some(reason(&error));
+        }
+    }
+    why.map_or(Ok(()), |why| Err((lost, why)))
 }
 
 /// Inside the node an IPv4 address is an IPv4 address, however the socket tells it.
@@ -207,6 +243,80 @@ impl ReceiveBuffers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
+
+    const RUN: &[u8] = b"aaaabbbbcc";
+
+    /// A driver that refuses to segment, as Linux says it: `EIO`. What it sent, and what was asked of it.
+    fn send_by_a_driver_without_gso(runs: usize) -> (Vec<Vec<u8>>, usize) {
+        let (has_gso, mut sent, mut refused) = (Cell::new(true), Vec::new(), 0);
+        for _ in 0..runs {
+            let result = send_run(
+                RUN,
+                4,
+                || has_gso.get(),
+                |contents, segment_size| {
+                    if segment_size.is_some() {
+                        has_gso.set(false);
+                        refused += 1;
+                        return Err(io::Error::from_raw_os_error(libc::EIO));
+                    }
+                    sent.push(contents.to_vec());
+                    Ok(())
+                },
+            );
+            assert_eq!(result, Ok(()));
+        }
+        (sent, refused)
+    }
+
+    #[test]
+    fn a_run_that_a_driver_refuses_is_sent_again_one_by_one_and_nothing_is_lost() {
+        let (sent, refused) = send_by_a_driver_without_gso(2);
+        let run: [&[u8]; 3] = [b"aaaa", b"bbbb", b"cc"];
+        assert_eq!(sent, [run, run].concat());
+        assert_eq!(refused, 1, "it is asked once");
+    }
+
+    #[test]
+    fn what_does_not_leave_is_counted_with_the_reason() {
+        let fail = |errno| move |_: &[u8], _| Err(io::Error::from_raw_os_error(errno));
+        for (errno, why) in [
+            (libc::EAGAIN, Unsent::Full),
+            (libc::EMSGSIZE, Unsent::TooLarge),
+            (libc::ENETUNREACH, Unsent::Failed),
+        ] {
+            assert_eq!(send_run(RUN, 4, || true, fail(errno)), Err((3, why)));
+            assert_eq!(send_run(RUN, 4, || false, fail(errno)), Err((3, why)));
+            assert_eq!(send_run(b"aa", 4, || true, fail(errno)), Err((1, why)));
+        }
+        let mut left = 1;
+        let mut one_of_three = |_: &[u8], _| {
+            left -= 1;
+            if left == 0 {
+                Ok(())
+            } else {
+                Err(io::Error::from_raw_os_error(libc::EAGAIN))
+            }
+        };
+        assert_eq!(
+            send_run(RUN, 4, || false, &mut one_of_three),
+            Err((2, Unsent::Full))
+        );
+    }
+
+    #[test]
+    fn datagrams_that_nobody_receives_in_time_are_counted() {
+        let port = UdpPort::bind((Ipv4Addr::LOCALHOST, 0).into(), false).unwrap();
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        assert_eq!(port.dropped(), 0);
+        for _ in 0..2000 {
+            socket
+                .send_to(&[0; 1400], port.local_addr().unwrap())
+                .unwrap();
+        }
+        assert!(port.dropped() > 0);
+    }
     use std::time::{Duration, Instant};
 
     fn receive_all(port: &UdpPort, wanted: usize) -> Vec<(SocketAddr, Vec<u8>)> {

@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -15,10 +17,11 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use tracing::warn;
 
 use super::batch::{RunSink, SendBatch};
+use super::moderation::Moderation;
 use super::tap::{ReadBuffer, TapQueue};
 use super::udp::{ReceiveBuffers, UdpPort, Unsent};
 use super::wake::Wake;
-use crate::offload::Offload;
+use crate::offload::{Offload, UDP_SEGMENTS_MAX};
 use crate::snapshot::Snapshot;
 use crate::stats::{Counter, Counters};
 use crate::worker::{Output, Report, Worker};
@@ -27,6 +30,8 @@ use crate::worker::{Output, Report, Worker};
 const FRAMES_PER_TURN: usize = 64;
 /// So many runs in the socket at once say that the worker is behind.
 const BEHIND_RUNS: usize = 2;
+/// So many datagrams of one flow are joined while the worker is not behind.
+const JOINED_IN_TIME: usize = 8;
 /// Datagrams on their way to another worker; more are dropped and counted.
 pub(super) const HAND_OVER_MAX: usize = 512;
 /// How often the shell's own counters are told at most.
@@ -141,6 +146,9 @@ struct Shell {
     others: Vec<WorkerLink>,
     /// Workers that were handed something in this turn.
     to_wake: u16,
+    moderation: Moderation,
+    /// Datagrams that waited in vain in the socket, as far as they were counted.
+    dropped_told: u32,
     counters: Counters,
     tell_at: Option<Instant>,
 }
@@ -175,6 +183,8 @@ impl WorkerThread {
             reports,
             others,
             to_wake: 0,
+            dropped_told: 0,
+            moderation: Moderation::new(thread::available_parallelism().map_or(1, Into::into)),
             counters: Counters::default(),
             tell_at: None,
         };
@@ -194,6 +204,8 @@ impl WorkerThread {
 
     /// Runs until told to stop.
     pub(super) fn run(mut self) {
+        // Rests are as long as they say; a kernel that refuses makes them a little longer.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let quiet = epoll::Event {
             flags: EventFlags::empty(),
             data: EventData::new_u64(0),
@@ -225,6 +237,9 @@ impl WorkerThread {
                 self.worker.handle_timeout(now, &mut self.shell);
             }
             self.shell.end_turn(now);
+            if let Some(rest) = self.shell.moderation.end_turn() {
+                thread::sleep(rest);
+            }
         }
     }
 
@@ -252,9 +267,15 @@ impl WorkerThread {
         } = self;
         match shell.udp.receive(received) {
             Ok(count) => {
-                // In time, datagrams are delivered one by one: a burst of them would overflow the socket of whoever reads
-                // them. Behind, they are joined, so that what is delivered does not shrink when more is sent.
-                worker.set_joins_datagrams(*takes_uso && count >= BEHIND_RUNS);
+                // What was dropped because we were behind is asked for when the counters are told.
+                shell.tell_at.get_or_insert(now + TELL_EVERY);
+                // In time, few datagrams are joined: many at once would overflow the socket of whoever reads them.
+                // Behind, all that fit are, so that what is delivered does not shrink when more is sent.
+                worker.set_joined_datagrams_max(match (*takes_uso, count) {
+                    (false, _) => 0,
+                    (true, BEHIND_RUNS..) => UDP_SEGMENTS_MAX,
+                    (true, _) => JOINED_IN_TIME,
+                });
                 received.for_each(count, |from, datagram| {
                     worker.handle_datagram(from, datagram, now, shell)
                 });
@@ -272,6 +293,7 @@ impl WorkerThread {
             };
             match queue.read(&mut self.frame) {
                 Ok(Some((frame, offload))) => {
+                    self.shell.moderation.note(&offload);
                     self.worker
                         .handle_frame(port, frame, offload, now, &mut self.shell);
                 }
@@ -361,6 +383,10 @@ impl Shell {
         }
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell_at = None;
+            let dropped = self.udp.dropped();
+            let before = std::mem::replace(&mut self.dropped_told, dropped);
+            let behind = dropped.wrapping_sub(before);
+            self.counters.add(Counter::DropUdpBehind, behind.into());
             if let Some(counted) = self.counters.take()
                 && let Err(TrySendError::Full(Report::Counted(kept))) =
                     self.reports.try_send(Report::Counted(Box::new(counted)))
@@ -384,6 +410,7 @@ impl Output for Shell {
     }
 
     fn deliver(&mut self, port: PortId, frame: &[u8], offload: Offload) {
+        self.moderation.note(&offload);
         let queue = self.taps.get(&port);
         if !queue.is_some_and(|queue| queue.write(frame, offload)) {
             self.counters.count(Counter::DropTap);

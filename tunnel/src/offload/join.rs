@@ -13,7 +13,7 @@ const FRAME_BYTES_MAX: usize = 65_535 + 22;
 pub struct Joiner {
     buffer: Box<[u8]>,
     current: Option<Current>,
-    joins_datagrams: bool,
+    datagrams_max: usize,
 }
 
 struct Current {
@@ -54,10 +54,10 @@ impl Joiner {
         Self::default()
     }
 
-    /// Whether datagrams of one flow that come next to each other are to be joined too, into what a kernel takes as one
-    /// super-frame of UDP.
-    pub fn set_joins_datagrams(&mut self, joins: bool) {
-        self.joins_datagrams = joins;
+    /// How many datagrams of one flow that come next to each other are to be joined too, into what a kernel takes as one
+    /// super-frame of UDP; no more than that takes.
+    pub fn set_datagrams_max(&mut self, max: usize) {
+        self.datagrams_max = max.min(UDP_SEGMENTS_MAX);
     }
 
     /// Takes a piece that continues what was joined; `false` when it does not, and must be begun with.
@@ -100,6 +100,7 @@ impl Joiner {
         };
         let is_next = current.source == source
             && current.follows == Follows::Datagram
+            && current.count < self.datagrams_max
             && current.offload.checksum == Some(checksum)
             && current.layout.is_same_flow(&self.buffer, frame);
         is_next && current.put(&mut self.buffer, frame, false)
@@ -110,7 +111,7 @@ impl Joiner {
     #[must_use]
     pub fn begin_datagram(&mut self, source: u64, checksum: PartialChecksum, frame: &[u8]) -> bool {
         let payload = usize::from(checksum.start) + super::layout::UDP_BYTES;
-        if !self.joins_datagrams || frame.len() <= payload {
+        if self.datagrams_max < 2 || frame.len() <= payload {
             return false;
         }
         let offload = Offload {

@@ -23,7 +23,7 @@ pub use join::{Joined, Joiner};
 pub use layout::Layout;
 
 /// The most datagrams in a super-frame of UDP, as in Linux (`UDP_MAX_SEGMENTS`).
-const UDP_SEGMENTS_MAX: usize = 128;
+pub const UDP_SEGMENTS_MAX: usize = 128;
 
 /// The length of the longest frame that `frame` becomes on a wire; `None` when it is not what `offload` says.
 pub fn longest_segment(frame: &[u8], offload: &Offload) -> Option<usize> {

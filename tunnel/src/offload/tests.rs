@@ -368,7 +368,7 @@ fn datagram(is_v6: bool, port: u16, payload_bytes: usize, seed: u8) -> (Vec<u8>,
 /// What a receiver of frames of their own hands to its TAP.
 fn joined_datagrams(frames: &[(Vec<u8>, PartialChecksum)]) -> Vec<(Vec<u8>, Offload)> {
     let (mut joiner, mut out) = (Joiner::new(), Vec::new());
-    joiner.set_joins_datagrams(true);
+    joiner.set_datagrams_max(UDP_SEGMENTS_MAX);
     for (frame, checksum) in frames {
         if joiner.append_datagram(1, *checksum, frame) {
             continue;

@@ -93,9 +93,10 @@ impl Worker {
         }
     }
 
-    /// Whether datagrams of one flow are to be joined for the ports, whose kernel must take super-frames of UDP then.
-    pub fn set_joins_datagrams(&mut self, joins: bool) {
-        self.state.joiner.set_joins_datagrams(joins);
+    /// How many datagrams of one flow may be joined for the ports, whose kernel must take super-frames of UDP unless that is
+    /// none.
+    pub fn set_joined_datagrams_max(&mut self, max: usize) {
+        self.state.joiner.set_datagrams_max(max);
     }
 
     /// A newer picture of the world. Sessions in both keep their counters.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{
-    offload::{Cutter, PartialChecksum, Segmentation, SegmentationKind},
+    offload::{Cutter, PartialChecksum, Segmentation, SegmentationKind, UDP_SEGMENTS_MAX},
     session::{Established, Suite},
     snapshot::{PeerView, SessionView, Way},
     switch::testing::*,
@@ -502,7 +502,7 @@ fn what_is_not_what_its_header_says_is_dropped_and_counted() {
 fn datagrams_of_one_flow_come_out_as_one_only_when_asked_for() {
     for (joins, frames) in [(false, 10), (true, 1)] {
         let (mut here, mut there, t0) = pair(PathAddr::Direct(far()), 1400);
-        there.set_joins_datagrams(joins);
+        there.set_joined_datagrams_max(if joins { UDP_SEGMENTS_MAX } else { 0 });
         let (frame, offload) = super_frame(SegmentationKind::Udp, 640, 64);
         let cutter = Cutter::new(&frame, &offload, usize::MAX).unwrap();
         let mut sent = Vec::new();
