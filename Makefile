@@ -2,7 +2,7 @@
 # make test    every behaviour, for real: what continuous integration runs
 # make prove   the figures that are promised, measured; hours, results under docs/
 # make lint    formatting, clippy, licences, documentation
-# make bench   how fast it is here
+# make bench   how fast it is here: the stages of the frame path, and beside other tunnels (ARGS="--runs 7 --write")
 
 ARGS ?=
 CARGO ?= cargo
@@ -46,7 +46,7 @@ prove: build
 	$(CARGO) build --locked -p overlay-tests --bin prove
 	tests/tools/as-root $(dir $(FARLAN))prove $(ARGS)
 
+# Runs the stages for a minute or two, the comparison for some minutes with each tunnel that is on this machine.
 bench: build
-	tests/tools/install test
-	$(CARGO) build --locked -p overlay-tests --bin bench
-	tests/tools/as-root $(dir $(FARLAN))bench
+	$(CARGO) bench --locked -p tunnel --bench stages
+	tests/bench/compare $(ARGS)

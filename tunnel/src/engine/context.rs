@@ -5,7 +5,7 @@ use crate::{
     packet_buf::PacketBuf,
     session::{HandshakeGate, SlotTable},
     stats::{Counter, Counters},
-    worker,
+    wire::datagram::RelayHeader,
 };
 use overlay_types::{NetworkId, PathAddr, PeerId, PortId};
 use rand_chacha::ChaCha20Rng;
@@ -13,6 +13,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
+use zerocopy::IntoBytes;
 
 /// A peer in a network.
 pub(super) type PeerKey = (NetworkId, PeerId);
@@ -81,7 +82,9 @@ impl Context {
 
     /// Queues the datagram in `buf`, wrapped if it goes to a relay.
     pub(super) fn send_buf(&mut self, to: PathAddr) {
-        worker::wrap(to, &mut self.buf);
+        if let PathAddr::Relayed { index, .. } = to {
+            self.buf.push_front(RelayHeader::new(index).as_bytes());
+        }
         if self.transmits.len() < QUEUE_MAX {
             self.transmits.push_back(Transmit {
                 to: to.socket_addr(),

@@ -3,6 +3,7 @@
 
 mod lane;
 mod limits;
+mod receive;
 mod report;
 mod send;
 
@@ -10,7 +11,6 @@ pub use report::{Output, Report, Traffic};
 
 use crate::{
     offload::{self, Joiner, Offload},
-    packet_buf::PacketBuf,
     session::{OpenError, SessionSlot},
     snapshot::{NetworkView, Place, Snapshot},
     split::Rejoiner,
@@ -19,16 +19,12 @@ use crate::{
         self, Judged, Source, Verdict,
         flood::{self, Budgets},
     },
-    wire::{
-        datagram::{DatagramKind, LANE_MAX, RELAY_HEADER_BYTES, RelayHeader, classify},
-        extension::{self, PieceHeader},
-    },
+    wire::datagram::{DatagramKind, LANE_MAX, RELAY_HEADER_BYTES, classify},
 };
 use lane::Lane;
 use limits::{Limits, StationsTold, TELL_EVERY};
 use overlay_types::{Location, PathAddr, PortId};
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
-use zerocopy::IntoBytes;
 
 /// One worker's state.
 pub struct Worker {
@@ -403,201 +399,6 @@ impl State {
         out.deliver(view.ports[usize::from(port)].id, frame, offload);
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one fact of the datagram that was classified"
-    )]
-    fn sealed(
-        &mut self,
-        snapshot: &Snapshot,
-        slot: SessionSlot,
-        remote_lane: u8,
-        from: PathAddr,
-        datagram: &mut [u8],
-        now: Instant,
-        out: &mut impl Output,
-    ) {
-        let bytes = datagram.len() as u64;
-        let established = || {
-            snapshot
-                .sessions
-                .iter()
-                .find(|s| s.slot == slot)
-                .map(|s| &s.established)
-        };
-        let Some(lane) = self.lanes.get_mut(&slot) else {
-            self.count(Counter::DropUnknownSession, now);
-            if self.limits.unknown_sessions.take(now) {
-                self.report(Report::UnknownSession { from }, now, out);
-            }
-            return;
-        };
-        let recv = &mut lane.recv[usize::from(remote_lane)];
-        if recv.is_none() {
-            *recv = established().map(|e| Box::new(e.recv_lane(remote_lane)));
-        }
-        let Some(recv) = recv else { return };
-        let plaintext = match recv.open(datagram) {
-            Ok(plaintext) => plaintext,
-            Err(error) => return self.count(why_not_opened(&error), now),
-        };
-        lane.traffic.rx_bytes += bytes;
-        lane.traffic.rx_datagrams += 1;
-        let is_news = lane.hear(from, now);
-        let (lane_network, peer) = (lane.network, lane.peer);
-        let view = &snapshot.networks[usize::from(lane_network)];
-        self.mark_busy(slot, now);
-        if is_news && self.limits.heard.take(now) {
-            self.report(Report::Heard { slot, from }, now, out);
-        }
-        let source = u64::from(slot.index(remote_lane));
-        match plaintext.first() {
-            Some(&extension::PIECE) => {
-                self.piece_from_peer(snapshot, (lane_network, peer), source, plaintext, now, out)
-            }
-            Some(&extension::PLAIN) => {
-                self.deliver_joined(snapshot, now, out);
-                self.frame_from_peer(view, peer, &plaintext[1..], Offload::NONE, now, out);
-            }
-            Some(&extension::HALF) => {
-                let mut rejoiner = std::mem::take(&mut self.rejoiner);
-                if let Some((frame, checksum)) = rejoiner.accept(source, plaintext, now) {
-                    let offload = Offload {
-                        checksum,
-                        segmentation: None,
-                    };
-                    let place = (lane_network, peer);
-                    self.offloaded_frame(snapshot, place, source, frame, offload, now, out);
-                }
-                self.rejoiner = rejoiner;
-            }
-            _ => self.count(Counter::DropUnknownExtension, now),
-        }
-    }
-
-    /// A frame with a partial checksum: of its own, or a piece of a super-frame.
-    fn piece_from_peer(
-        &mut self,
-        snapshot: &Snapshot,
-        (network, peer): (u16, u16),
-        source: u64,
-        plaintext: &[u8],
-        now: Instant,
-        out: &mut impl Output,
-    ) {
-        let Some((header, frame)) = PieceHeader::parse(plaintext) else {
-            return self.count(Counter::DropMalformed, now);
-        };
-        let offload = header.offload();
-        if offload.segmentation.is_none() {
-            return self.offloaded_frame(
-                snapshot,
-                (network, peer),
-                source,
-                frame,
-                offload,
-                now,
-                out,
-            );
-        }
-        if self.joiner.append(source, &header, frame) {
-            return;
-        }
-        self.deliver_joined(snapshot, now, out);
-        if self.joiner.begin(source, &header, frame) {
-            self.joining = (network, peer);
-        } else {
-            self.count(Counter::DropMalformed, now);
-        }
-    }
-
-    /// A frame of its own, with a partial checksum perhaps: joined to its neighbours if it is a datagram like them.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one fact of the frame that came"
-    )]
-    fn offloaded_frame(
-        &mut self,
-        snapshot: &Snapshot,
-        (network, peer): (u16, u16),
-        source: u64,
-        frame: &[u8],
-        offload: Offload,
-        now: Instant,
-        out: &mut impl Output,
-    ) {
-        if let Some(checksum) = offload.checksum {
-            if self.joiner.append_datagram(source, checksum, frame) {
-                return;
-            }
-            self.deliver_joined(snapshot, now, out);
-            if self.joiner.begin_datagram(source, checksum, frame) {
-                self.joining = (network, peer);
-                return;
-            }
-        } else {
-            self.deliver_joined(snapshot, now, out);
-        }
-        let view = &snapshot.networks[usize::from(network)];
-        self.frame_from_peer(view, peer, frame, offload, now, out);
-    }
-
-    /// Passes on what was joined so far.
-    fn deliver_joined(&mut self, snapshot: &Snapshot, now: Instant, out: &mut impl Output) {
-        if self.joiner.is_empty() {
-            return;
-        }
-        let mut joiner = std::mem::take(&mut self.joiner);
-        if let Some(joined) = joiner.take() {
-            if joined.offload.segmentation.is_some() {
-                self.count(Counter::SuperFramesJoined, now);
-            }
-            let (network, peer) = self.joining;
-            let view = &snapshot.networks[usize::from(network)];
-            self.frame_from_peer(view, peer, joined.frame, joined.offload, now, out);
-        }
-        self.joiner = joiner;
-    }
-
-    fn frame_from_peer(
-        &mut self,
-        view: &NetworkView,
-        peer: u16,
-        frame: &[u8],
-        offload: Offload,
-        now: Instant,
-        out: &mut impl Output,
-    ) {
-        self.count(Counter::FramesFromPeers, now);
-        match offload::longest_segment(frame, &offload) {
-            None => return self.count(Counter::DropMalformed, now),
-            // No station of ours could take it.
-            Some(len) if len > view.frame_bytes_max => {
-                return self.count(Counter::DropOversize, now);
-            }
-            Some(_) => {}
-        }
-        let from = Source::Peer(peer);
-        let judged = switch::judge(view, from, frame);
-        self.tell_what_was_seen(view, from, &judged, frame, now, out);
-        match judged.verdict {
-            Verdict::Drop(why) => self.count(why, now),
-            Verdict::To(Place::Port(to)) => self.deliver(view, to, frame, offload, now, out),
-            Verdict::Flood => {
-                if location(view, Place::Peer(peer))
-                    .is_some_and(|at| !self.budgets.take(view.id, at, now))
-                {
-                    return self.count(Counter::DropStorm, now);
-                }
-                for port in flood::ports(view, from.place()) {
-                    self.deliver(view, port, frame, offload, now, out);
-                }
-            }
-            // Questions are answered where they are asked, and no peer's frame goes on to another peer.
-            _ => self.count(Counter::DropHairpin, now),
-        }
-    }
-
     fn pass_to_engine(
         &mut self,
         from: PathAddr,
@@ -664,13 +465,6 @@ impl State {
         {
             self.counters.merge(&counted); // told next time
         }
-    }
-}
-
-/// Puts a relay's wrapper around a sealed datagram that goes to one.
-pub(crate) fn wrap(path: PathAddr, buf: &mut PacketBuf) {
-    if let PathAddr::Relayed { index, .. } = path {
-        buf.push_front(RelayHeader::new(index).as_bytes());
     }
 }
 

@@ -1,0 +1,279 @@
+//! What is measured between two machines: iperf3 for throughput, ping for delay, the host's clock for CPU.
+
+use crate::peer::Rig;
+use anyhow::{Context, Result, bail};
+use cli::lab::Machine;
+use serde_json::Value;
+use std::{
+    fmt,
+    process::{Child, Command},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Pings of one measurement of delay; their 99th percentile is the fourth largest or so.
+const PINGS: &str = "400";
+
+/// How much of UDP may be lost for a rate to count as clean, in percent.
+const CLEAN_LOSS: f64 = 1.0;
+
+/// Halvings of the search for the highest clean rate, on a logarithmic scale from a hundredth of the flood.
+const SEARCH_STEPS: usize = 7;
+
+/// One rate is given up after so many tries.
+const SEARCH_TRIES: usize = 3;
+
+/// What one run over one way gave, by the names of [`COLUMNS`].
+#[derive(Clone, Debug)]
+pub(crate) struct Figures(pub(crate) Vec<f64>);
+
+/// A figure: what it is, its unit, whether more of it is better.
+pub(crate) struct Column {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) more_is_better: bool,
+}
+
+const fn column(name: &'static str, unit: &'static str, more_is_better: bool) -> Column {
+    Column {
+        name,
+        unit,
+        more_is_better,
+    }
+}
+
+/// Everything that is measured, in the order of [`Figures`].
+pub(crate) const COLUMNS: [Column; 14] = [
+    column("TCP", "Gbit/s", true),
+    column("TCP, 4 flows", "Gbit/s", true),
+    column("TCP, reverse", "Gbit/s", true),
+    column("CPU of the whole host", "s/GB", false),
+    column("UDP 1300 bytes, clean", "Gbit/s", true),
+    column("UDP 1300 bytes, overload", "Gbit/s", true),
+    column("UDP 64 bytes, clean", "kpps", true),
+    column("UDP 64 bytes, overload", "kpps", true),
+    column("UDP 1472 bytes, clean", "Gbit/s", true),
+    column("RTT p50", "µs", false),
+    column("RTT p50, awake", "µs", false),
+    column("RTT p50 under TCP", "µs", false),
+    column("RTT p99 under TCP", "µs", false),
+    column("memory", "MiB", false),
+];
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (column, value) in COLUMNS.iter().zip(&self.0) {
+            write!(f, "{} {value:.2} {}; ", column.name, column.unit)?;
+        }
+        Ok(())
+    }
+}
+
+/// One run.
+pub(crate) fn all(rig: &Rig, seconds: u32) -> Result<Figures> {
+    let idle = round_trips(&rig.a, &rig.target, "0.002")?;
+    let awake = {
+        let _spinning = [Spinner::start()?, Spinner::start()?];
+        round_trips(&rig.a, &rig.target, "0.002")?
+    };
+    let (cpu_before, mut bytes) = (host_cpu_seconds()?, 0.0);
+    let mut tcp = |options: &[&str]| -> Result<f64> {
+        let end = iperf(rig, seconds, options)?;
+        bytes += number(&end, "/sum_received/bytes");
+        Ok(number(&end, "/sum_received/bits_per_second") / 1e9)
+    };
+    let one = tcp(&[])?;
+    let four = tcp(&["-P", "4"])?;
+    let reverse = tcp(&["-R"])?;
+    let cpu = (host_cpu_seconds()? - cpu_before) / (bytes / 1e9);
+    let loaded = under_load(rig, seconds)?;
+    let memory = memory(rig);
+    let [large, small, split] = [1300, 64, 1472].map(|length| udp_figures(rig, length));
+    let (large, small, split) = (large?, small?, split?);
+    let gigabits = |pps: f64, length: f64| pps * length * 8.0 / 1e9;
+    Ok(Figures(vec![
+        one,
+        four,
+        reverse,
+        cpu,
+        gigabits(large.clean, 1300.0),
+        gigabits(large.overload, 1300.0),
+        small.clean / 1e3,
+        small.overload / 1e3,
+        gigabits(split.clean, 1472.0),
+        percentile(&idle, 50),
+        percentile(&awake, 50),
+        percentile(&loaded, 50),
+        percentile(&loaded, 99),
+        memory,
+    ]))
+}
+
+/// Waits until others leave the machine alone for a second, but not for ever.
+pub(crate) fn wait_until_quiet(limit: Duration) {
+    let began = Instant::now();
+    while began.elapsed() < limit {
+        let before = host_cpu_seconds().unwrap_or_default();
+        thread::sleep(Duration::from_secs(1));
+        if host_cpu_seconds().unwrap_or_default() - before < 0.15 {
+            return;
+        }
+    }
+}
+
+/// Packets per second that arrive, at the highest rate that loses little, and when the sender does what it can.
+struct Udp {
+    clean: f64,
+    overload: f64,
+}
+
+fn udp_figures(rig: &Rig, length: u32) -> Result<Udp> {
+    let flood = udp(rig, length, 0.0)?;
+    let (mut low, mut high) = (flood.sent / 100.0, flood.sent);
+    for _ in 0..SEARCH_STEPS {
+        let rate = (low * high).sqrt();
+        let is_clean = (0..SEARCH_TRIES).any(|_| {
+            udp(rig, length, rate)
+                .is_ok_and(|got| got.loss < CLEAN_LOSS && got.received > 0.9 * rate)
+        });
+        if is_clean {
+            low = rate;
+        } else {
+            high = rate;
+        }
+    }
+    Ok(Udp {
+        clean: low,
+        overload: flood.received,
+    })
+}
+
+struct Datagrams {
+    sent: f64,
+    received: f64,
+    loss: f64,
+}
+
+/// A second of datagrams at this rate of packets, or as fast as the sender can.
+fn udp(rig: &Rig, length: u32, rate: f64) -> Result<Datagrams> {
+    let bits = format!("{:.0}", rate * f64::from(length) * 8.0);
+    let end = iperf(rig, 1, &["-u", "-l", &length.to_string(), "-b", &bits])?;
+    let seconds = number(&end, "/sum/seconds");
+    let (packets, lost) = (
+        number(&end, "/sum/packets"),
+        number(&end, "/sum/lost_packets"),
+    );
+    Ok(Datagrams {
+        sent: packets / seconds,
+        received: (packets - lost) / seconds,
+        loss: number(&end, "/sum/lost_percent"),
+    })
+}
+
+fn number(report: &Value, at: &str) -> f64 {
+    report
+        .pointer(at)
+        .and_then(Value::as_f64)
+        .unwrap_or(f64::NAN)
+}
+
+/// What iperf3 says at the end of a stream from a to b.
+fn iperf(rig: &Rig, seconds: u32, options: &[&str]) -> Result<Value> {
+    let seconds_text = seconds.to_string();
+    let mut words = vec!["iperf3", "-c", &rig.target, "-J", "-t", &seconds_text];
+    words.extend(options);
+    let limit = Duration::from_secs(u64::from(seconds) + 20);
+    let said = rig.a.run_for(limit, &words)?;
+    let mut report: Value = serde_json::from_str(&said).context("iperf3's report")?;
+    if let Some(error) = report["error"].as_str() {
+        bail!("iperf3: {error}");
+    }
+    Ok(report["end"].take())
+}
+
+/// Round trips in microseconds, sorted.
+fn round_trips(from: &Machine, target: &str, interval: &str) -> Result<Vec<f64>> {
+    let words = ["ping", "-c", PINGS, "-i", interval, "-W", "1", target];
+    let said = from.run_for(Duration::from_secs(60), &words)?;
+    let mut times: Vec<f64> = said
+        .lines()
+        .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok())
+        .map(|milliseconds: f64| milliseconds * 1e3)
+        .collect();
+    times.sort_by(f64::total_cmp);
+    Ok(times)
+}
+
+/// Round trips while one TCP stream takes what it can.
+fn under_load(rig: &Rig, seconds: u32) -> Result<Vec<f64>> {
+    let time = (seconds.max(3) + 3).to_string();
+    let words = ["iperf3", "-c", &rig.target, "-t", &time];
+    let mut stream = rig.a.spawn("load", &words)?;
+    thread::sleep(Duration::from_secs(1));
+    let times = round_trips(&rig.a, &rig.target, "0.01");
+    stream.wait(Duration::from_secs(60))?;
+    times
+}
+
+fn percentile(sorted: &[f64], percent: usize) -> f64 {
+    let at = (sorted.len() * percent / 100).min(sorted.len().saturating_sub(1));
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+/// What all processors together have worked, in seconds.
+fn host_cpu_seconds() -> Result<f64> {
+    let stat = std::fs::read_to_string("/proc/stat")?;
+    let ticks: Vec<f64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    // user, nice, system, idle, iowait, irq, softirq; USER_HZ is 100 on every architecture that is still built.
+    let idle = ticks.get(3).unwrap_or(&0.0) + ticks.get(4).unwrap_or(&0.0);
+    Ok((ticks.iter().take(7).sum::<f64>() - idle) / 100.0)
+}
+
+/// The resident memory of the tunnel's processes, without the shells that hold them, in MiB.
+fn memory(rig: &Rig) -> f64 {
+    let mut wanted: Vec<u32> = rig.tunnels.iter().filter_map(|p| p.pid()).collect();
+    let mut kilobytes = 0.0;
+    while let Some(pid) = wanted.pop() {
+        let read =
+            |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
+        let children = read(&format!("task/{pid}/children"));
+        wanted.extend(
+            children
+                .split_whitespace()
+                .filter_map(|p| p.parse::<u32>().ok()),
+        );
+        if !["bash", "sh", "sleep"].contains(&read("comm").trim()) {
+            let status = read("status");
+            let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            kilobytes += resident
+                .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<f64>().ok())
+                .unwrap_or_default();
+        }
+    }
+    kilobytes / 1024.0
+}
+
+/// Keeps a processor from sleeping, and gives way to everything else.
+struct Spinner(Child);
+
+impl Spinner {
+    fn start() -> Result<Self> {
+        let spin = ["-i", "0", "sh", "-c", "while :; do :; done"];
+        let child = Command::new("chrt").args(spin).spawn();
+        Ok(Self(child.context("start chrt")?))
+    }
+}
+
+impl Drop for Spinner {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
