@@ -1,7 +1,7 @@
 //! What is measured between two machines: iperf3 for throughput, ping for delay, the host's clock for CPU.
 
 use crate::peer::Rig;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cli::lab::Machine;
 use serde_json::Value;
 use std::{
@@ -13,6 +13,9 @@ use std::{
 
 /// Pings of one measurement of delay; their 99th percentile is the fourth largest or so.
 const PINGS: &str = "400";
+
+/// With fewer answers the percentiles would be those of the lucky ones.
+const ANSWERS_MIN: usize = 380;
 
 /// How much of UDP may be lost for a rate to count as clean, in percent.
 const CLEAN_LOSS: f64 = 1.0;
@@ -200,6 +203,11 @@ fn round_trips(from: &Machine, target: &str, interval: &str) -> Result<Vec<f64>>
         .filter_map(|line| line.split_once("time=")?.1.split(' ').next()?.parse().ok())
         .map(|milliseconds: f64| milliseconds * 1e3)
         .collect();
+    ensure!(
+        times.len() >= ANSWERS_MIN,
+        "only {} pings were answered",
+        times.len()
+    );
     times.sort_by(f64::total_cmp);
     Ok(times)
 }
@@ -211,7 +219,8 @@ fn under_load(rig: &Rig, seconds: u32) -> Result<Vec<f64>> {
     let mut stream = rig.a.spawn("load", &words)?;
     thread::sleep(Duration::from_secs(1));
     let times = round_trips(&rig.a, &rig.target, "0.01");
-    stream.wait(Duration::from_secs(60))?;
+    let ended = stream.wait(Duration::from_secs(60))?;
+    ensure!(ended.success(), "the load was none: {}", stream.log());
     times
 }
 

@@ -77,7 +77,7 @@ pub(crate) struct Rig {
     /// What runs the tunnel.
     pub(crate) tunnels: Vec<Process>,
     _server: Option<Process>,
-    _lab: Lab,
+    lab: Lab,
 }
 
 impl Rig {
@@ -102,7 +102,7 @@ impl Rig {
             target: OUTER[1].into(),
             tunnels: Vec::new(),
             _server: None,
-            _lab: lab,
+            lab,
         };
         if let Some(script) = &peer.script {
             rig.bring_up(script)?;
@@ -115,7 +115,7 @@ impl Rig {
 
     fn bring_up(&mut self, script: &Path) -> Result<()> {
         // A directory that both machines reach, by relative paths only: the rest of the lab's is hidden from them.
-        let shared = self._lab.directory().join("peer");
+        let shared = self.lab.directory().join("peer");
         std::fs::create_dir_all(&shared)?;
         std::fs::copy(script, shared.join("peer.sh")).context("copy the tunnel's script")?;
         if let Some(common) = Some(script.with_file_name("common.sh")).filter(|path| path.exists())

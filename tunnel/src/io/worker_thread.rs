@@ -267,8 +267,10 @@ impl WorkerThread {
         } = self;
         match shell.udp.receive(received) {
             Ok(count) => {
-                // What was dropped because we were behind is asked for when the counters are told.
-                shell.tell_at.get_or_insert(now + TELL_EVERY);
+                if count >= BEHIND_RUNS {
+                    // What the full socket dropped, if it was, is asked for when the counters are told.
+                    shell.tell_at.get_or_insert(now + TELL_EVERY);
+                }
                 // In time, few datagrams are joined: many at once would overflow the socket of whoever reads them.
                 // Behind, all that fit are, so that what is delivered does not shrink when more is sent.
                 worker.set_joined_datagrams_max(match (*takes_uso, count) {

@@ -121,8 +121,12 @@ impl PathMtu {
         match self.asking {
             Some(asking) if asking.probes < MAX_PROBES => {}
             Some(asking) if heard_at.is_none_or(|at| at < asking.since) => {
-                self.ask(asking.size, now);
-                self.next_at = Some(now + CONFIRMATION_TIMER);
+                // The path is down, not small: nothing is asked of it until it carries traffic again.
+                let again_at = now + CONFIRMATION_TIMER;
+                if asking.size > self.confirmed {
+                    self.raise_at = Some(again_at);
+                }
+                (self.asking, self.next_at) = (None, Some(again_at));
                 return None;
             }
             Some(asking) => {
@@ -317,6 +321,26 @@ mod tests {
             mtu.handle_timeout(now, RTT, Some(rest));
             now = mtu.due(|_| true).unwrap();
         }
+        assert_eq!(mtu.mtu(), 1472);
+    }
+
+    #[test]
+    fn a_path_that_falls_silent_in_its_search_is_asked_again_only_for_traffic() {
+        let (mut mtu, mut now) = (PathMtu::new(0, FULL), Instant::now());
+        mtu.start(now);
+        let mut probes = 0;
+        while let Some(at) = mtu.due(|_| false) {
+            now = at;
+            probes += usize::from(mtu.handle_timeout(now, RTT, None).is_some());
+            assert!(
+                probes <= usize::from(MAX_PROBES),
+                "a dead path is asked for ever"
+            );
+        }
+        now = mtu.due(|_| true).unwrap();
+        let probe = mtu.handle_timeout(now, RTT, Some(now)).unwrap();
+        mtu.handle_answer(probe.size, now);
+        search(&mut mtu, 1472, now);
         assert_eq!(mtu.mtu(), 1472);
     }
 

@@ -226,12 +226,8 @@ impl State {
         now: Instant,
         out: &mut impl Output,
     ) {
-        match offload::longest_segment(frame, &offload) {
-            None => return self.count(Counter::DropMalformed, now),
-            Some(len) if len > view.frame_bytes_max => {
-                return self.count(Counter::DropOversize, now);
-            }
-            Some(_) => {}
+        if let Some(why) = why_not_carried(view, frame, &offload) {
+            return self.count(why, now);
         }
         let from = Source::Port(port);
         let (id, location) = (
@@ -465,6 +461,14 @@ impl State {
         {
             self.counters.merge(&counted); // told next time
         }
+    }
+}
+
+/// The counter for a frame that is not what its offload says, or larger than any station of the network takes.
+fn why_not_carried(view: &NetworkView, frame: &[u8], offload: &Offload) -> Option<Counter> {
+    match offload::longest_segment(frame, offload) {
+        None => Some(Counter::DropMalformed),
+        Some(len) => (len > view.frame_bytes_max).then_some(Counter::DropOversize),
     }
 }
 

@@ -1,8 +1,8 @@
 //! The way of a datagram from a peer: opened, its piece or half joined to others, and on to the ports.
 
-use super::{Output, Report, State, location, why_not_opened};
+use super::{Output, Report, State, location, why_not_carried, why_not_opened};
 use crate::{
-    offload::{self, Offload},
+    offload::Offload,
     session::SessionSlot,
     snapshot::{NetworkView, Place, Snapshot},
     stats::Counter,
@@ -46,7 +46,9 @@ impl State {
         if recv.is_none() {
             *recv = established().map(|e| Box::new(e.recv_lane(remote_lane)));
         }
-        let Some(recv) = recv else { return };
+        let Some(recv) = recv else {
+            return self.count(Counter::DropUnknownSession, now);
+        };
         let plaintext = match recv.open(datagram) {
             Ok(plaintext) => plaintext,
             Err(error) => return self.count(why_not_opened(&error), now),
@@ -184,13 +186,8 @@ impl State {
         out: &mut impl Output,
     ) {
         self.count(Counter::FramesFromPeers, now);
-        match offload::longest_segment(frame, &offload) {
-            None => return self.count(Counter::DropMalformed, now),
-            // No station of ours could take it.
-            Some(len) if len > view.frame_bytes_max => {
-                return self.count(Counter::DropOversize, now);
-            }
-            Some(_) => {}
+        if let Some(why) = why_not_carried(view, frame, &offload) {
+            return self.count(why, now);
         }
         let from = Source::Peer(peer);
         let judged = switch::judge(view, from, frame);
