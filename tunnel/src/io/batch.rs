@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 /// Destinations with a run of their own at the same time; one more sends the fullest run off first.
 const RUNS: usize = 4;
-/// Bytes in a run: the kernel takes less than 65535 with its headers.
-const RUN_BYTES_MAX: usize = 60_000;
+/// Bytes in a run: what fits IPv4's and IPv6's length field behind their headers and UDP's.
+const RUN_BYTES_MAX: usize = 65_535 - 40 - 8;
 
 /// Runs that are being gathered.
 pub(super) struct SendBatch {

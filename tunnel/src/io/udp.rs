@@ -12,6 +12,8 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 const SOCKET_BUFFER_BYTES: usize = 512 << 10;
 /// Buffers of one receive call. Each can hold a whole GRO run; more would only push each other out of the cache.
 const RECEIVE_BUFFERS: usize = 8;
+/// Bytes of one receive call, about: what is behind them waits for so long.
+pub(super) const TURN_BYTES: usize = 128 << 10;
 /// The largest UDP payload, and so the largest GRO run.
 const RUN_BYTES_MAX: usize = 65_535;
 
@@ -118,14 +120,23 @@ impl UdpPort {
 
     /// Receives what is there into `buffers`; 0 when nothing is.
     pub(super) fn receive(&self, buffers: &mut ReceiveBuffers) -> io::Result<usize> {
-        let ReceiveBuffers { bytes, metas } = buffers;
+        let ReceiveBuffers {
+            bytes,
+            metas,
+            wanted,
+        } = buffers;
         let mut slices: [IoSliceMut<'_>; RECEIVE_BUFFERS] =
             bytes.each_mut().map(|buffer| IoSliceMut::new(buffer));
-        match self
-            .state
-            .recv(UdpSockRef::from(&self.socket), &mut slices, metas)
-        {
-            Ok(count) => Ok(count),
+        match self.state.recv(
+            UdpSockRef::from(&self.socket),
+            &mut slices[..*wanted],
+            metas,
+        ) {
+            Ok(count) => {
+                let received: usize = metas[..count].iter().map(|meta| meta.len).sum();
+                *wanted = (TURN_BYTES * count / received.max(1)).clamp(1, RECEIVE_BUFFERS);
+                Ok(count)
+            }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
             Err(error) => Err(error),
         }
@@ -219,6 +230,8 @@ fn reason(error: &io::Error) -> Unsent {
 pub(super) struct ReceiveBuffers {
     bytes: [Box<[u8]>; RECEIVE_BUFFERS],
     metas: [RecvMeta; RECEIVE_BUFFERS],
+    /// How many of them the next call uses: as many as make a turn, if what comes is as long as what came last.
+    wanted: usize,
 }
 
 impl ReceiveBuffers {
@@ -226,6 +239,7 @@ impl ReceiveBuffers {
         Self {
             bytes: std::array::from_fn(|_| vec![0; RUN_BYTES_MAX].into_boxed_slice()),
             metas: [RecvMeta::default(); RECEIVE_BUFFERS],
+            wanted: RECEIVE_BUFFERS,
         }
     }
 

@@ -19,14 +19,14 @@ use tracing::warn;
 use super::batch::{RunSink, SendBatch};
 use super::moderation::Moderation;
 use super::tap::{ReadBuffer, TapQueue};
-use super::udp::{ReceiveBuffers, UdpPort, Unsent};
+use super::udp::{ReceiveBuffers, TURN_BYTES, UdpPort, Unsent};
 use super::wake::Wake;
 use crate::offload::{Offload, UDP_SEGMENTS_MAX};
 use crate::snapshot::Snapshot;
 use crate::stats::{Counter, Counters};
 use crate::worker::{Output, Report, Worker};
 
-/// Frames of one TAP in one turn, so that no TAP starves the others or the socket.
+/// Frames of one TAP in one turn (and no more than [`TURN_BYTES`]), so that no TAP starves the others or the socket.
 const FRAMES_PER_TURN: usize = 64;
 /// So many runs in the socket at once say that the worker is behind.
 const BEHIND_RUNS: usize = 2;
@@ -289,6 +289,7 @@ impl WorkerThread {
     }
 
     fn drain_tap(&mut self, port: PortId, now: Instant) {
+        let mut bytes = 0;
         for _ in 0..FRAMES_PER_TURN {
             let Some(queue) = self.shell.taps.get(&port) else {
                 return;
@@ -296,8 +297,12 @@ impl WorkerThread {
             match queue.read(&mut self.frame) {
                 Ok(Some((frame, offload))) => {
                     self.shell.moderation.note(&offload);
+                    bytes += frame.len();
                     self.worker
                         .handle_frame(port, frame, offload, now, &mut self.shell);
+                    if bytes >= TURN_BYTES {
+                        return;
+                    }
                 }
                 Ok(None) => return,
                 Err(error) => {

@@ -30,6 +30,15 @@ pub(super) fn change_length(frame: &mut [u8], checksum: PartialChecksum, from: u
     field.copy_from_slice(&fold(sum).to_be_bytes());
 }
 
+/// Writes `word` at `at` and changes the checksum at `sum_at`, which covers it, accordingly: equation 3 of RFC 1624. A
+/// checksum that was wrong stays wrong.
+pub(super) fn change_word(header: &mut [u8], at: usize, word: u16, sum_at: usize) {
+    let read = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    let sum = u32::from(!read(sum_at)) + u32::from(!read(at)) + u32::from(word);
+    header[at..at + 2].copy_from_slice(&word.to_be_bytes());
+    header[sum_at..sum_at + 2].copy_from_slice(&(!fold(sum)).to_be_bytes());
+}
+
 fn places(checksum: PartialChecksum) -> (usize, usize) {
     let start = usize::from(checksum.start);
     (start, start + usize::from(checksum.offset))

@@ -96,11 +96,7 @@ impl<'a> Cutter<'a> {
         payload.copy_from_slice(part);
 
         let is_last = index + 1 == self.count();
-        if !layout.is_v6 {
-            let id = &mut out[layout.network + 4..layout.network + 6];
-            let next = u16::from_be_bytes([id[0], id[1]]).wrapping_add(index);
-            id.copy_from_slice(&next.to_be_bytes());
-        }
+        layout.count_identification(out, index);
         if self.kind != SegmentationKind::Udp {
             let tcp = &mut out[layout.transport..];
             let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);

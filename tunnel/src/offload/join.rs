@@ -73,7 +73,7 @@ impl Joiner {
         let is_next = current.source == source
             && current.follows == here
             && current.offload == header.offload()
-            && Layout::of(frame, &current.offload) == Some(current.layout);
+            && current.layout.has_payload_where(&self.buffer, frame);
         is_next && current.put(&mut self.buffer, frame, header.is_last())
     }
 

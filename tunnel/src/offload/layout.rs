@@ -10,6 +10,7 @@ const TAG_BYTES: usize = 4;
 /// Two are in use (IEEE 802.1ad).
 const TAGS_MAX: usize = 2;
 const IPV4_BYTES_MIN: usize = 20;
+const IPV4_CHECKSUM_AT: usize = 10;
 const IPV6_BYTES: usize = 40;
 const TCP_BYTES_MIN: usize = 20;
 pub(super) const UDP_BYTES: usize = 8;
@@ -88,6 +89,16 @@ impl Layout {
         })
     }
 
+    /// Whether the payload of `frame` begins where that of `first` does, which has this layout; both are pieces of one
+    /// super-frame, so that the rest of their headers is the sender's word.
+    pub(super) fn has_payload_where(&self, first: &[u8], frame: &[u8]) -> bool {
+        // UDP's header has one length; TCP's says its own here.
+        let is_udp = self.payload == self.transport + UDP_BYTES;
+        let data_offset = self.transport + 12;
+        frame.len() > self.payload
+            && (is_udp || first[data_offset] >> 4 == frame[data_offset] >> 4)
+    }
+
     /// Whether a UDP frame is one whole datagram and nothing else, and its IP identification says nothing (RFC 6864 §4.1):
     /// cut off a super-frame, it would get another one.
     pub(super) fn is_one_datagram(&self, frame: &[u8]) -> bool {
@@ -134,8 +145,7 @@ impl Layout {
             ip[4..6].copy_from_slice(&payload_bytes.to_be_bytes());
         } else {
             let total_bytes = (len - self.network) as u16;
-            ip[2..4].copy_from_slice(&total_bytes.to_be_bytes());
-            self.sum_network_header(frame);
+            super::checksum::change_word(ip, 2, total_bytes, IPV4_CHECKSUM_AT);
         }
         if checksum.offset == UDP_CHECKSUM_OFFSET {
             let udp_bytes = (len - self.transport) as u16;
@@ -149,12 +159,13 @@ impl Layout {
         );
     }
 
-    /// Computes the checksum of an IPv4 header anew.
-    pub(super) fn sum_network_header(&self, frame: &mut [u8]) {
-        let header = &mut frame[self.network..self.transport];
-        header[10..12].fill(0);
-        let sum = crate::wire::checksum::internet(&[header]);
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
+    /// Counts an IPv4 header's identification on, as each segment of a super-frame has the next one.
+    pub(super) fn count_identification(&self, frame: &mut [u8], by: u16) {
+        if !self.is_v6 {
+            let ip = &mut frame[self.network..];
+            let next = u16::from_be_bytes([ip[4], ip[5]]).wrapping_add(by);
+            super::checksum::change_word(ip, 4, next, IPV4_CHECKSUM_AT);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Traffic, limits::TELL_EVERY};
 use crate::{
-    session::{RecvLane, SendLane},
+    session::{RecvLane, SendLane, SessionSlot},
     snapshot::SessionView,
     wire::datagram::LANE_MAX,
 };
@@ -21,6 +21,7 @@ pub(super) struct Lane {
     pub(super) recv: [Option<Box<RecvLane>>; LANE_MAX as usize + 1],
     heard: [Option<(PathAddr, Instant)>; WAYS_HEARD],
     pub(super) traffic: Traffic,
+    /// Whether the engine is still to be told of that traffic.
     pub(super) is_busy: bool,
 }
 
@@ -35,6 +36,21 @@ impl Lane {
             heard: [None; WAYS_HEARD],
             traffic: Traffic::default(),
             is_busy: false,
+        }
+    }
+
+    /// Notes that there is traffic to tell of, in the worker's list too.
+    pub(super) fn mark_busy(
+        &mut self,
+        slot: SessionSlot,
+        busy: &mut Vec<SessionSlot>,
+        tell_at: &mut Option<Instant>,
+        now: Instant,
+    ) {
+        if !self.is_busy {
+            self.is_busy = true;
+            busy.push(slot);
+            tell_at.get_or_insert(now + TELL_EVERY);
         }
     }
 

@@ -427,16 +427,6 @@ impl State {
         self.tell_at.get_or_insert(now + TELL_EVERY);
     }
 
-    fn mark_busy(&mut self, slot: SessionSlot, now: Instant) {
-        if let Some(lane) = self.lanes.get_mut(&slot)
-            && !lane.is_busy
-        {
-            lane.is_busy = true;
-            self.busy.push(slot);
-            self.tell_at.get_or_insert(now + TELL_EVERY);
-        }
-    }
-
     fn tell(&mut self, out: &mut impl Output) {
         self.tell_at = None;
         for slot in self.busy.drain(..) {

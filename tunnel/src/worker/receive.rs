@@ -55,10 +55,10 @@ impl State {
         };
         lane.traffic.rx_bytes += bytes;
         lane.traffic.rx_datagrams += 1;
+        lane.mark_busy(slot, &mut self.busy, &mut self.tell_at, now);
         let is_news = lane.hear(from, now);
         let (lane_network, peer) = (lane.network, lane.peer);
         let view = &snapshot.networks[usize::from(lane_network)];
-        self.mark_busy(slot, now);
         if is_news && self.limits.heard.take(now) {
             self.report(Report::Heard { slot, from }, now, out);
         }

@@ -182,6 +182,6 @@ impl State {
         lane.send.seal_in(sealed);
         lane.traffic.tx_bytes += sealed_bytes as u64;
         lane.traffic.tx_datagrams += 1;
-        self.mark_busy(way.slot, now);
+        lane.mark_busy(way.slot, &mut self.busy, &mut self.tell_at, now);
     }
 }
