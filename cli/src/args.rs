@@ -144,6 +144,9 @@ pub struct Up {
     /// Return once the node is ready, and leave it running
     #[arg(long)]
     pub detach: bool,
+    /// Threads that carry frames, 1 to 15 [default: by the number of processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=15))]
+    pub workers: Option<u8>,
     /// Where to take tunnel traffic, UDP [default: a port chosen at first start]
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen_data: Option<SocketAddr>,

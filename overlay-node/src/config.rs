@@ -37,6 +37,8 @@ pub struct RunConfig {
     pub tap: Option<IfName>,
     /// The default network among those it is in; the first joined when not given.
     pub network: Option<Name>,
+    /// How many threads carry frames; as many as the machine has use for when not given.
+    pub workers: Option<u8>,
     /// Data plane, UDP. Port 0: see [`crate::state::State::port`].
     pub data_listen: SocketAddr,
     /// Control connections, QUIC and TCP, all on one port. Port 0: see [`crate::state::State::port`].
@@ -91,6 +93,8 @@ pub struct RunFlags {
     pub name: Option<Name>,
     /// `--tap`.
     pub tap: Option<IfName>,
+    /// `--workers`.
+    pub workers: Option<u8>,
     /// `--listen-data`.
     pub listen_data: Option<SocketAddr>,
     /// `--listen-control`; empty means the file's.
@@ -134,6 +138,7 @@ pub struct ConfigFile {
     tap: Option<IfName>,
     network: Option<Name>,
     invite_file: Option<PathBuf>,
+    workers: Option<u8>,
     listen: ListenSection,
     discovery: DiscoverySection,
     dns: DnsSection,
@@ -382,6 +387,7 @@ impl RunConfig {
             node_name: flags.name.or(file.name),
             tap: flags.tap.or(file.tap),
             network: flags.network.or(file.network),
+            workers: flags.workers.or(file.workers),
             data_listen: flags
                 .listen_data
                 .or(file.listen.data)

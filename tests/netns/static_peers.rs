@@ -54,7 +54,9 @@ pub(crate) fn start_with_mtu(
         };
         let data_plane = DataPlane::start(config, Box::new(|_| {})).map_err(io::Error::other)?;
         let mac = peer(number).host_mac();
-        let tap = Tap::create(Some("farlan0"), Some(mac), mtu).map_err(io::Error::other)?;
+        let tap = data_plane
+            .make_tap(Some("farlan0"), Some(mac), mtu)
+            .map_err(io::Error::other)?;
         data_plane.command(Command::AddNetwork {
             id: NETWORK,
             me: peer(number),
@@ -166,9 +168,9 @@ fn a_tap_has_what_was_asked_for_and_is_gone_with_its_port() -> Result<()> {
     ensure!(shown.contains("mtu 1500"), "{shown}");
     ensure!(shown.contains(&peer(1).host_mac().to_string()), "{shown}");
     ensure!(shown.contains("UP"), "{shown}");
-    let again = a.within(|| Ok(Tap::create(Some("farlan0"), None, 1500)))?;
+    let again = a.within(|| Ok(Tap::create(Some("farlan0"), None, 1500, 2)))?;
     ensure!(matches!(&again, Err(TapError::NameTaken(_))), "{again:?}");
-    let taken = a.within(|| Ok(Tap::create(Some("eth0"), None, 1500)))?;
+    let taken = a.within(|| Ok(Tap::create(Some("eth0"), None, 1500, 2)))?;
     ensure!(matches!(&taken, Err(TapError::NameTaken(_))), "{taken:?}");
 
     data_plane.remove_port(PORT);

@@ -16,7 +16,7 @@ use overlay_types::{Binding, Candidate, DhcpMode, Location, NetworkId, PeerId, P
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use tunnel::engine::Command;
-use tunnel::io::{DataPlane, DataPlaneConfig, Tap};
+use tunnel::io::{DataPlane, DataPlaneConfig};
 use tunnel::session::LocalKeys;
 use zeroize::Zeroizing;
 
@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Box::new(|event| println!("{event:?}")),
     )?;
 
-    let tap = Tap::create(Some("farlan0"), Some(peer(me).host_mac()), 1500)?;
+    let tap = data_plane.make_tap(Some("farlan0"), Some(peer(me).host_mac()), 1500)?;
     data_plane.command(Command::AddNetwork {
         id: NETWORK,
         me: peer(me),

@@ -55,6 +55,7 @@ async fn run_member(global: &Global, flags: Up, detached: Option<&Detached>) -> 
         invite: invite.as_deref().map(Invite::new),
         name: flags.name,
         tap: flags.tap,
+        workers: flags.workers,
         listen_data: flags.listen_data,
         listen_control: flags.listen_control,
         no_mdns: flags.no_mdns,

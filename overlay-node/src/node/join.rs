@@ -39,7 +39,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 use tunnel::{
     engine::Command,
-    io::{Tap, TapError},
+    io::{DataPlane, Tap, TapError},
     session::LocalKeys,
 };
 
@@ -76,9 +76,15 @@ impl Node {
 
     /// Whether a TAP can be made: found out before an invite is used up.
     fn check_tap(&self, wanted: Option<&str>) -> Result<(), String> {
-        make_tap(wanted, self.next_order(), self.me.host_mac(), MTU_DEFAULT)
-            .map(drop)
-            .map_err(|e| e.to_string())
+        make_tap(
+            &self.plane,
+            wanted,
+            self.next_order(),
+            self.me.host_mac(),
+            MTU_DEFAULT,
+        )
+        .map(drop)
+        .map_err(|e| e.to_string())
     }
 
     /// `farlan network join`.
@@ -370,8 +376,8 @@ impl Node {
         };
         let is_registrar = registrar.is_some();
         let mac = self.me.host_mac();
-        let tap =
-            make_tap(tap_wanted.as_deref(), order, mac, document.mtu).map_err(|e| e.to_string())?;
+        let tap = make_tap(&self.plane, tap_wanted.as_deref(), order, mac, document.mtu)
+            .map_err(|e| e.to_string())?;
         let (tap_name, tap_index) = (tap.name().to_owned(), tap.ifindex());
         let address6 = self.me.address6(id);
         let addressed = async {
@@ -612,8 +618,14 @@ const TAP_NAMES: u32 = 64;
 
 /// A network's TAP, of the name that was asked for; else `farlan0` for the first network, or the next name that no other
 /// node on this host has.
-fn make_tap(wanted: Option<&str>, order: u32, mac: MacAddr, mtu: u16) -> Result<Tap, TapError> {
-    let create = |name: &str| Tap::create(Some(name), Some(mac), mtu);
+fn make_tap(
+    plane: &DataPlane,
+    wanted: Option<&str>,
+    order: u32,
+    mac: MacAddr,
+    mtu: u16,
+) -> Result<Tap, TapError> {
+    let create = |name: &str| plane.make_tap(Some(name), Some(mac), mtu);
     if let Some(name) = wanted {
         return create(name);
     }

@@ -19,7 +19,6 @@ use std::{
     time::Duration,
 };
 use tracing::warn;
-use tunnel::io::Tap;
 
 /// A route that an administrator made (rtnetlink(7), RTPROT_STATIC).
 const STATIC: u8 = 4;
@@ -108,7 +107,10 @@ impl Node {
                 let segment = self.segment_of(id, iface).await?;
                 let port = self.new_port();
                 let tap_name = format!("fl{}-{}", port.0, &self.me.short()[..5]);
-                let tap = Tap::create(Some(&tap_name), None, mtu).map_err(failed)?;
+                let tap = self
+                    .plane
+                    .make_tap(Some(&tap_name), None, mtu)
+                    .map_err(failed)?;
                 self.netlink
                     .set_up(tap.ifindex(), true)
                     .await

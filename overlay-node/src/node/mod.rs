@@ -122,6 +122,7 @@ async fn run_in(
     let data_port = state.port("data", config.data_listen.port())?;
     let plane = start_plane(
         SocketAddr::new(config.data_listen.ip(), data_port),
+        config.workers,
         mail.clone(),
     )?;
     let control_port = state.port(
@@ -182,6 +183,7 @@ fn load_identity(state: &State) -> Result<Identity, NodeError> {
 
 fn start_plane(
     listen: SocketAddr,
+    workers: Option<u8>,
     mail: mpsc::Sender<actor::Mail>,
 ) -> Result<tunnel::io::DataPlane, NodeError> {
     let mut seed = [0; 32];
@@ -199,7 +201,10 @@ fn start_plane(
     });
     let config = tunnel::io::DataPlaneConfig {
         listen,
-        workers: 1,
+        workers: workers.unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(1, Into::into);
+            tunnel::io::workers_for(processors)
+        }),
         seed,
     };
     tunnel::io::DataPlane::start(config, sink).map_err(|e| NodeError::DataPlane(e.to_string()))

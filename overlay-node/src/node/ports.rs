@@ -20,7 +20,7 @@ use std::{
     time::Instant,
 };
 use tracing::{info, warn};
-use tunnel::{engine::Command, io::Tap};
+use tunnel::engine::Command;
 
 /// Ports of one network.
 const PORTS_MAX: usize = 256;
@@ -92,7 +92,10 @@ impl Node {
         } else {
             request.iface.clone()
         };
-        let tap = Tap::create(Some(&tap_name), None, mtu).map_err(failed)?;
+        let tap = self
+            .plane
+            .make_tap(Some(&tap_name), None, mtu)
+            .map_err(failed)?;
         let (tap_name, index): (String, u32) = (tap.name().to_owned(), tap.ifindex());
         self.netlink.set_up(index, true).await.map_err(failed)?;
         if attached {

@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::engine_thread::{ANSWER_WITHIN, EngineThread, ToEngine};
 use super::steer;
-use super::tap::Tap;
+use super::tap::{Tap, TapError};
 use super::udp::{self, UdpPort};
 use super::worker_thread::{self, WorkerLink, WorkerThread};
 use crate::engine::{Command, Engine, EngineConfig, Event, PeerStats};
@@ -33,10 +33,20 @@ const REPORTS_MAX: usize = 4096;
 pub struct DataPlaneConfig {
     /// The data port: `[::]:PORT` for both IP versions; port 0 lets the kernel choose.
     pub listen: SocketAddr,
-    /// How many workers (1 to 15); one carries some Gbit/s.
+    /// How many workers (1 to 15); one carries some Gbit/s. [`workers_for`] tells how many are of use.
     pub workers: u8,
     /// All randomness of the engine comes from it: take it from the operating system.
     pub seed: [u8; 32],
+}
+
+/// How many workers a machine with so many processors has use for: one up to four processors, where more only take turns
+/// (`docs/decisions/0016-workers-and-queues.md`), else half of them, and no more than eight.
+pub const fn workers_for(processors: usize) -> u8 {
+    match processors {
+        0..=4 => 1,
+        5..=16 => (processors / 2) as u8,
+        _ => 8,
+    }
 }
 
 /// Why the data plane did not start.
@@ -167,6 +177,19 @@ impl DataPlane {
     /// Tells the engine something. Waits only while very many commands are ahead.
     pub fn command(&self, command: Command) {
         self.tell(ToEngine::Command(Box::new(command)));
+    }
+
+    /// Makes a TAP with a queue for each worker; see [`Tap::create`].
+    ///
+    /// # Errors
+    /// Why it could not be made; nothing is left behind then.
+    pub fn make_tap(
+        &self,
+        name: Option<&str>,
+        mac: Option<MacAddr>,
+        mtu: u16,
+    ) -> Result<Tap, TapError> {
+        Tap::create(name, mac, mtu, self.workers.len() as u8)
     }
 
     /// Plugs a TAP in as a port. The data plane keeps the TAP until [`Self::remove_port`].

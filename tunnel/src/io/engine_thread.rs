@@ -133,24 +133,23 @@ impl EngineThread {
         std::ops::ControlFlow::Continue(())
     }
 
-    /// Gives every worker a descriptor to write to, and one of them the reading.
+    /// Gives every worker a queue of its own; where there are not so many, the others have one to write to.
     fn attach(&mut self, port: PortId, tap: &Tap) {
         // The workers must know the port before its first frame comes.
         self.carry_out();
-        let reader = usize::from(port.0) % self.workers.len();
         for (index, worker) in self.workers.iter().enumerate() {
-            match tap.share() {
+            match tap.queue(index) {
                 Ok(queue) => {
                     worker.tell(ToWorker::Attach {
                         port,
                         queue,
-                        reads: index == reader,
+                        reads: index < tap.queues(),
                     });
                 }
                 Err(error) => warn!(%port, %error, "a worker gets no descriptor of a TAP"),
             }
         }
-        match tap.share() {
+        match tap.queue(0) {
             Ok(queue) => drop(self.taps.insert(port, queue)),
             Err(error) => warn!(%port, %error, "the engine gets no descriptor of a TAP"),
         }

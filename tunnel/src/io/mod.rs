@@ -19,9 +19,10 @@ mod moderation;
 pub mod service;
 mod steer;
 mod tap;
+mod tap_ioctl;
 mod udp;
 mod wake;
 mod worker_thread;
 
-pub use data_plane::{DataPlane, DataPlaneConfig, StartError};
+pub use data_plane::{DataPlane, DataPlaneConfig, StartError, workers_for};
 pub use tap::{Tap, TapError};

@@ -1,39 +1,28 @@
-//! A TAP: where the guests of one port plug in. The `tun` package makes and configures it; its descriptor is ours, for
-//! epoll and offloads. Addresses and bridges are the node's business.
+//! A TAP: where the guests of one port plug in, with a queue for each worker. The `tun` package configures it; it opens one
+//! queue only, so that opening them is ours. Addresses and bridges are the node's business.
 //!
 //! Every frame has a [`VnetHeader`] in front, both ways. Which offloads the kernel hands over is agreed once, from the most
 //! it may know down to none; it takes TCP super-frames in any case, and UDP's since Linux 6.2.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use overlay_types::MacAddr;
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
-use tracing::debug;
 use tun::AbstractDevice;
 use zerocopy::{FromBytes, IntoBytes};
 
+use super::tap_ioctl;
 use crate::offload::{Cutter, Layout, Offload, SegmentationKind};
 use crate::wire::vnet::{VNET_HEADER_BYTES, VnetHeader};
 
 /// The longest super-frame: what IP's length field allows, Ethernet, two VLAN tags, and the header in front.
 const READ_BYTES_MAX: usize = VNET_HEADER_BYTES + 65_535 + 22;
 
-const TSO: libc::c_uint = libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
-const USO: libc::c_uint = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-
-/// Sets of offloads, the best first; older kernels refuse what they do not know.
-const OFFLOADS: [libc::c_uint; 4] = [
-    libc::TUN_F_CSUM | TSO | libc::TUN_F_TSO_ECN | USO,
-    libc::TUN_F_CSUM | TSO | libc::TUN_F_TSO_ECN,
-    libc::TUN_F_CSUM | TSO,
-    0,
-];
-
 /// A TAP that exists while this does (and while a data plane holds it).
 #[derive(Debug)]
 pub struct Tap {
-    fd: OwnedFd,
+    /// A worker each; the kernel gives all frames of a flow to one of them.
+    queues: Vec<OwnedFd>,
     name: String,
     ifindex: u32,
     takes_uso: bool,
@@ -66,40 +55,43 @@ pub enum TapError {
 }
 
 impl Tap {
-    /// Makes a TAP and brings it up. Without a `name` the kernel chooses `tapN`, without a `mac` one at random.
+    /// Makes a TAP with so many queues and brings it up. Without a `name` the kernel chooses `tapN`, without a `mac` one at
+    /// random.
     ///
     /// # Errors
     /// Why it could not be made; nothing is left behind then.
-    pub fn create(name: Option<&str>, mac: Option<MacAddr>, mtu: u16) -> Result<Self, TapError> {
+    ///
+    /// # Panics
+    /// Without any queue.
+    pub fn create(
+        name: Option<&str>,
+        mac: Option<MacAddr>,
+        mtu: u16,
+        queues: u8,
+    ) -> Result<Self, TapError> {
         let named = name.unwrap_or("tap%d");
         let sound = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if name.is_some_and(|name| name.is_empty() || name.len() > 15 || !name.chars().all(sound)) {
             return Err(TapError::InvalidName(named.to_owned()));
         }
-        let mut config = tun::Configuration::default();
-        config.layer(tun::Layer::L2).tun_name(named).mtu(mtu);
-        config.platform_config(|linux| {
-            linux.vnet_hdr(true);
-        });
-        let explain = |error: tun::Error| explain(into_io(error), named);
-        let mut device = tun::Device::new(&config).map_err(explain)?;
-        let name = device.tun_name().map_err(explain)?;
-        let ifindex = device.tun_index().map_err(explain)?.unsigned_abs();
-        if let Some(mac) = mac {
-            set_mac(&name, mac).map_err(TapError::Other)?;
+        assert!(queues > 0, "a TAP has a queue");
+        let is_multi = queues > 1;
+        let open = |name: &str, is_first| {
+            tap_ioctl::open_queue(name, is_first, is_multi).map_err(|error| explain(error, named))
+        };
+        let (first, name) = open(named, true)?;
+        let mut queues_open = vec![first];
+        for _ in 1..queues {
+            queues_open.push(open(&name, false)?.0);
         }
-        device.enabled(true).map_err(explain)?;
-
-        let raw = device.into_raw_fd();
-        // SAFETY: `into_raw_fd` gives up its open descriptor to us, and nothing else closes it.
-        #[expect(unsafe_code, reason = "`tun` hands its descriptor over as a number")]
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        let flags = fcntl_getfl(&fd).map_err(|errno| TapError::Other(errno.into()))?;
-        fcntl_setfl(&fd, flags | OFlags::NONBLOCK)
-            .map_err(|errno| TapError::Other(errno.into()))?;
-        let takes_uso = set_offloads(&fd, &name) & USO != 0;
+        let takes_uso = tap_ioctl::set_offloads(&queues_open[0], &name) & tap_ioctl::USO != 0;
+        if let Some(mac) = mac {
+            tap_ioctl::set_mac(&name, mac).map_err(TapError::Other)?;
+        }
+        let ifindex = configure(&queues_open[0], &name, mtu)
+            .map_err(|error| explain(into_io(error), named))?;
         Ok(Self {
-            fd,
+            queues: queues_open,
             name,
             ifindex,
             takes_uso,
@@ -116,13 +108,32 @@ impl Tap {
         self.ifindex
     }
 
-    /// Another descriptor of the same single queue: one worker reads it, all may write.
-    pub(super) fn share(&self) -> io::Result<TapQueue> {
+    /// Another descriptor of queue `index`, or of the one that it shares when there are not so many.
+    pub(super) fn queue(&self, index: usize) -> io::Result<TapQueue> {
         Ok(TapQueue {
-            fd: self.fd.try_clone()?,
+            fd: self.queues[index % self.queues.len()].try_clone()?,
             takes_uso: self.takes_uso,
         })
     }
+
+    /// How many queues it has.
+    pub(super) const fn queues(&self) -> usize {
+        self.queues.len()
+    }
+}
+
+/// Sets its MTU, brings it up, and tells its index.
+fn configure(queue: &OwnedFd, name: &str, mtu: u16) -> tun::Result<u32> {
+    let mut config = tun::Configuration::default();
+    config
+        .raw_fd(queue.as_raw_fd())
+        .close_fd_on_drop(false)
+        .layer(tun::Layer::L2)
+        .tun_name(name);
+    let mut device = tun::Device::new(&config)?;
+    device.set_mtu(mtu)?;
+    device.enabled(true)?;
+    Ok(device.tun_index()?.unsigned_abs())
 }
 
 /// One thread's descriptor of a TAP.
@@ -193,78 +204,9 @@ impl TapQueue {
     }
 }
 
-/// Asks for the best offloads that the kernel knows; tells which those are.
-fn set_offloads(fd: &OwnedFd, name: &str) -> libc::c_uint {
-    use std::os::fd::AsRawFd;
-    for offloads in OFFLOADS {
-        // SAFETY: the descriptor is open while `fd` lives; TUNSETOFFLOAD takes its argument by value and keeps no
-        // reference to anything of ours.
-        #[expect(unsafe_code, reason = "no safe wrapper sets a TAP's offloads")]
-        let result = unsafe {
-            libc::ioctl(
-                fd.as_raw_fd(),
-                libc::TUNSETOFFLOAD as _,
-                libc::c_ulong::from(offloads),
-            )
-        };
-        if result == 0 {
-            debug!(name, offloads, "a TAP's offloads");
-            return offloads;
-        }
-    }
-    0
-}
-
 impl AsFd for TapQueue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-/// Sets an interface's MAC before it comes up, so that its link-local address is made from the right one.
-fn set_mac(name: &str, mac: MacAddr) -> io::Result<()> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
-    use std::os::fd::AsRawFd;
-    let control = socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let mut address = libc::sockaddr {
-        sa_family: libc::ARPHRD_ETHER,
-        sa_data: [0; 14],
-    };
-    for (to, from) in address.sa_data.iter_mut().zip(mac.0) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
-    let mut request = libc::ifreq {
-        ifr_name: [0; libc::IFNAMSIZ],
-        ifr_ifru: libc::__c_anonymous_ifr_ifru {
-            ifru_hwaddr: address,
-        },
-    };
-    // The last byte stays zero: the kernel's own names are shorter than the field.
-    for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1]
-        .iter_mut()
-        .zip(name.bytes())
-    {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
-    // SAFETY: the descriptor is open while `control` lives; SIOCSIFHWADDR reads an `ifreq` with a name that ends in a
-    // zero byte and `ifru_hwaddr` set, which `request` is; the kernel keeps no reference to it.
-    #[expect(unsafe_code, reason = "no safe wrapper sets a MAC without netlink")]
-    let result = unsafe {
-        libc::ioctl(
-            control.as_raw_fd(),
-            libc::SIOCSIFHWADDR as _,
-            &raw const request,
-        )
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
     }
 }
 
@@ -295,7 +237,7 @@ mod tests {
         for name in ["", "a-name-that-is-too-long", "a/b", "a b"] {
             assert!(
                 matches!(
-                    Tap::create(Some(name), None, 1500),
+                    Tap::create(Some(name), None, 1500, 1),
                     Err(TapError::InvalidName(_))
                 ),
                 "{name}"

@@ -95,8 +95,7 @@ impl Layout {
         // UDP's header has one length; TCP's says its own here.
         let is_udp = self.payload == self.transport + UDP_BYTES;
         let data_offset = self.transport + 12;
-        frame.len() > self.payload
-            && (is_udp || first[data_offset] >> 4 == frame[data_offset] >> 4)
+        frame.len() > self.payload && (is_udp || first[data_offset] >> 4 == frame[data_offset] >> 4)
     }
 
     /// Whether a UDP frame is one whole datagram and nothing else, and its IP identification says nothing (RFC 6864 §4.1):
