@@ -268,6 +268,7 @@ impl WorkerThread {
         match shell.udp.receive(received) {
             Ok(count) => {
                 if count >= BEHIND_RUNS {
+                    shell.moderation.note_more();
                     // What the full socket dropped, if it was, is asked for when the counters are told.
                     shell.tell_at.get_or_insert(now + TELL_EVERY);
                 }
@@ -301,6 +302,7 @@ impl WorkerThread {
                     self.worker
                         .handle_frame(port, frame, offload, now, &mut self.shell);
                     if bytes >= TURN_BYTES {
+                        self.shell.moderation.note_more();
                         return;
                     }
                 }
