@@ -5,12 +5,14 @@ use cli::lab::{Host, Lab};
 use overlay_types::{Binding, Candidate, DhcpMode, Location, NetworkId, PeerId, PortId, PortKind};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 use tunnel::engine::Command;
 use tunnel::io::{DataPlane, DataPlaneConfig, Tap, TapError};
 use tunnel::session::LocalKeys;
+use tunnel::wire::datagram::DATA;
 use zeroize::Zeroizing;
 
 const NETWORK: NetworkId = NetworkId([7; 32]);
@@ -174,6 +176,56 @@ fn a_tap_has_what_was_asked_for_and_is_gone_with_its_port() -> Result<()> {
     ensure!(matches!(&taken, Err(TapError::NameTaken(_))), "{taken:?}");
 
     data_plane.remove_port(PORT);
+    let gone = a.try_run(&["ip", "link", "show", "farlan0"])?;
+    ensure!(!gone.is_success(), "the TAP is still there");
+    Ok(())
+}
+
+#[test]
+fn each_worker_has_a_queue_of_the_tap_and_a_lane_of_the_session() -> Result<()> {
+    const WORKERS: u8 = 3;
+    /// So many that none of the queues is likely to get none of them: 3 × (2/3)^64 is less than 10^-10.
+    const FLOWS: usize = 64;
+    let lab = Lab::start("queues")?;
+    let (a, b) = (lab.public_host("a")?, lab.public_host("b")?);
+    let at_a = start(&a, 1, &b, WORKERS)?;
+    let _at_b = start(&b, 2, &a, WORKERS)?;
+    let queues = a.run(&["ls", "/sys/class/net/farlan0/queues"])?;
+    ensure!(
+        queues.matches("tx-").count() == usize::from(WORKERS),
+        "{queues}"
+    );
+    wait_for_ping(&a, overlay_address(2))?;
+
+    let capture = a.capture("eth0", "udp", 200)?;
+    let receiver = b.within(|| UdpSocket::bind((overlay_address(2), 9000)))?;
+    receiver.set_read_timeout(Some(PATIENCE))?;
+    a.within(|| {
+        for flow in 0..FLOWS {
+            let socket = UdpSocket::bind((overlay_address(1), 0))?;
+            socket.send_to(&[flow as u8], (overlay_address(2), 9000))?;
+        }
+        Ok(())
+    })?;
+    let mut arrived = BTreeSet::new();
+    while arrived.len() < FLOWS {
+        let mut byte = [0];
+        receiver
+            .recv(&mut byte)
+            .with_context(|| format!("only {arrived:?}"))?;
+        ensure!(arrived.insert(byte[0]), "{byte:?} came twice");
+    }
+    let frames = capture.stop()?;
+    let lanes: BTreeSet<u8> = frames
+        .iter()
+        .filter(|frame| frame.addresses().is_some_and(|(from, _)| from == a.address()))
+        .filter_map(|frame| frame.udp())
+        .filter_map(|udp| Some((*udp.payload.first()?, *udp.payload.get(1)?)))
+        .filter_map(|(kind, lane)| (kind == DATA && lane != 0).then_some(lane))
+        .collect();
+    ensure!(lanes == (1..=WORKERS).collect(), "lanes {lanes:?}");
+
+    at_a.remove_port(PORT);
     let gone = a.try_run(&["ip", "link", "show", "farlan0"])?;
     ensure!(!gone.is_success(), "the TAP is still there");
     Ok(())
