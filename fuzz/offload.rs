@@ -3,7 +3,7 @@
 use bolero::{TypeGenerator, check};
 use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader, UdpHeader};
 use tunnel::offload::{
-    Cutter, Joiner, Offload, PartialChecksum, Segmentation, SegmentationKind, for_a_wire,
+    Cutter, Joiner, Offload, PartialChecksum, Segmentation, SegmentationKind, for_a_wire, mss,
 };
 use tunnel::wire::checksum::internet;
 use tunnel::wire::extension::{PIECE_HEADER_BYTES, PieceHeader};
@@ -198,5 +198,18 @@ fn super_frames_come_out_as_they_were_or_in_part() {
                     );
                 }
             }
+        });
+}
+
+#[test]
+fn any_frame_is_looked_through_for_a_segment_size() {
+    check!()
+        .with_type::<(Vec<u8>, bool, u16)>()
+        .for_each(|(bytes, is_partial, len_max)| {
+            let mut frame = bytes.clone();
+            mss::clamp(&mut frame, *is_partial, usize::from(*len_max));
+            assert_eq!(frame.len(), bytes.len());
+            let changed = bytes.iter().zip(&frame).filter(|(a, b)| a != b).count();
+            assert!(changed <= 4, "a value and a checksum");
         });
 }

@@ -159,6 +159,7 @@ fn snapshot(dhcp: DhcpMode) -> Snapshot {
                     slot,
                     path,
                     mtu: 1280,
+                    mtu_likely: 1280,
                 }),
             },
             PeerView {

@@ -218,7 +218,11 @@ fn each_worker_has_a_queue_of_the_tap_and_a_lane_of_the_session() -> Result<()> 
     let frames = capture.stop()?;
     let lanes: BTreeSet<u8> = frames
         .iter()
-        .filter(|frame| frame.addresses().is_some_and(|(from, _)| from == a.address()))
+        .filter(|frame| {
+            frame
+                .addresses()
+                .is_some_and(|(from, _)| from == a.address())
+        })
         .filter_map(|frame| frame.udp())
         .filter_map(|udp| Some((*udp.payload.first()?, *udp.payload.get(1)?)))
         .filter_map(|(kind, lane)| (kind == DATA && lane != 0).then_some(lane))

@@ -63,6 +63,8 @@ pub struct Way {
     pub path: PathAddr,
     /// Largest sealed datagram that passes, a relay wrapper not counted.
     pub mtu: u16,
+    /// The same as far as it is to be expected before it is known.
+    pub mtu_likely: u16,
 }
 
 /// A session; from it each worker makes the keys of its own lane.

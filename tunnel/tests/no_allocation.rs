@@ -139,6 +139,7 @@ fn snapshot(side: usize) -> Arc<Snapshot> {
                 slot: slots[side],
                 path: PathAddr::Direct(address(1 - side)),
                 mtu: 1472,
+                mtu_likely: 1472,
             }),
         }],
         bindings: [0, 1]

@@ -6,7 +6,7 @@ use crate::{
     snapshot::{NetworkView, Place},
     stats::Counter,
     switch::{self, Source, Verdict, flood},
-    worker::location,
+    worker::{clamp_mss, location},
 };
 use overlay_types::{Location, MacAddr, NetworkId, PortId};
 use std::{net::IpAddr, time::Instant};
@@ -20,7 +20,15 @@ impl Engine {
     /// Passes on a frame that came from a peer over the control lane.
     pub(super) fn switch_peer_frame(&mut self, key: PeerKey, frame: &[u8], now: Instant) {
         self.ctx.count(Counter::FramesFromPeers);
-        self.switch_frame(key.0, |view| view.peer(key.1).map(Source::Peer), frame, now);
+        let (mut frame, snapshot) = (frame.to_vec(), self.draw());
+        if let Some(network) = snapshot.network(key.0) {
+            let view = &snapshot.networks[usize::from(network)];
+            if let Some(peer) = view.peer(key.1) {
+                clamp_mss(view, peer, &mut frame, false);
+            }
+        }
+        let from = |view: &NetworkView| view.peer(key.1).map(Source::Peer);
+        self.switch_frame(key.0, from, &frame, now);
     }
 
     /// An empty guest port takes its first station, whose frame then passes.

@@ -33,9 +33,15 @@ pub(super) fn change_length(frame: &mut [u8], checksum: PartialChecksum, from: u
 /// Writes `word` at `at` and changes the checksum at `sum_at`, which covers it, accordingly: equation 3 of RFC 1624. A
 /// checksum that was wrong stays wrong.
 pub(super) fn change_word(header: &mut [u8], at: usize, word: u16, sum_at: usize) {
-    let read = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-    let sum = u32::from(!read(sum_at)) + u32::from(!read(at)) + u32::from(word);
+    let before = u16::from_be_bytes([header[at], header[at + 1]]);
     header[at..at + 2].copy_from_slice(&word.to_be_bytes());
+    change_sum(header, sum_at, before, word);
+}
+
+/// Changes the checksum at `sum_at` as one word of what it covers changes.
+pub(super) fn change_sum(header: &mut [u8], sum_at: usize, before: u16, after: u16) {
+    let sum = u16::from_be_bytes([header[sum_at], header[sum_at + 1]]);
+    let sum = u32::from(!sum) + u32::from(!before) + u32::from(after);
     header[sum_at..sum_at + 2].copy_from_slice(&(!fold(sum)).to_be_bytes());
 }
 

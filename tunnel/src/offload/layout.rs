@@ -11,13 +11,13 @@ const TAG_BYTES: usize = 4;
 const TAGS_MAX: usize = 2;
 const IPV4_BYTES_MIN: usize = 20;
 const IPV4_CHECKSUM_AT: usize = 10;
-const IPV6_BYTES: usize = 40;
-const TCP_BYTES_MIN: usize = 20;
+pub(super) const IPV6_BYTES: usize = 40;
+pub(super) const TCP_BYTES_MIN: usize = 20;
 pub(super) const UDP_BYTES: usize = 8;
 /// The least that a TCP segment of a super-frame carries, as Linux has it (`tcp_min_snd_mss`): a guest that says less wants
 /// its 64 KiB to become as many packets.
 const TCP_SIZE_MIN: u16 = 48;
-const PROTOCOL_TCP: u8 = 6;
+pub(super) const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 
 /// Places in a frame that is or may become a super-frame.
@@ -169,7 +169,7 @@ impl Layout {
 }
 
 /// Where the IP header begins, and whether its version is 6.
-fn network(frame: &[u8]) -> Option<(usize, bool)> {
+pub(super) fn network(frame: &[u8]) -> Option<(usize, bool)> {
     let mut at = ETHERNET_BYTES;
     for _ in 0..=TAGS_MAX {
         match frame.get(at - 2..at)? {

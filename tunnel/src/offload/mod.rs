@@ -13,6 +13,7 @@ pub mod checksum;
 mod cut;
 mod join;
 mod layout;
+pub mod mss;
 
 #[cfg(test)]
 mod tests;

@@ -90,6 +90,8 @@ pub struct PathView {
     pub rtt: Duration,
     /// Largest UDP payload known to pass, a relay's wrapper included.
     pub mtu: u16,
+    /// The same as far as it is to be expected before it is known.
+    pub mtu_likely: u16,
 }
 
 /// What the agent did, for `farlan why` and metrics.
@@ -396,6 +398,7 @@ impl PathAgent {
             addr,
             rtt: path.rtt.unwrap_or_default(),
             mtu: path.mtu.mtu(),
+            mtu_likely: path.mtu.likely(),
         })
     }
 

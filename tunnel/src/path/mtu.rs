@@ -21,6 +21,9 @@ const COMMON: [u16; 11] = [
     1252, 1372, 1392, 1412, 1432, 1444, 1452, 1464, 1472, 8952, 8972,
 ];
 
+/// What fits a link of 1500 bytes over either IP version.
+const LIKELY: u16 = 1452;
+
 /// The search ends when what is not known is smaller than this.
 const GRAIN: u16 = 20;
 
@@ -87,6 +90,12 @@ impl PathMtu {
     /// Largest UDP payload known to pass, a relay's wrapper included.
     pub(super) const fn mtu(&self) -> u16 {
         self.confirmed
+    }
+
+    /// What it most likely carries: [`Self::mtu`], but a link of 1500 bytes as long as nothing was refused.
+    pub(super) fn likely(&self) -> u16 {
+        let hoped_for = if self.refused == u16::MAX { LIKELY } else { 0 };
+        self.confirmed.max(hoped_for.min(self.wanted))
     }
 
     /// Begins to search, unless that was done before.
@@ -243,6 +252,16 @@ mod tests {
         mtu.start(t0);
         let (rest, _) = search(&mut mtu, limit, t0);
         (mtu, rest)
+    }
+
+    #[test]
+    fn what_is_likely_is_a_common_link_until_it_is_known_better() {
+        assert_eq!(PathMtu::new(0, FULL).likely(), LIKELY);
+        assert_eq!(PathMtu::new(0, 1300).likely(), 1300);
+        for limit in [1252, 1400, 1472] {
+            let (mtu, _) = found(limit);
+            assert_eq!(mtu.likely(), mtu.mtu(), "a link of {limit}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod receive;
 mod report;
 mod send;
 
+pub(crate) use receive::clamp_mss;
 pub use report::{Output, Report, Traffic};
 
 use crate::{

@@ -2,12 +2,13 @@
 
 use super::{Output, Report, State, location, why_not_carried, why_not_opened};
 use crate::{
-    offload::Offload,
+    offload::{Offload, mss},
     session::SessionSlot,
     snapshot::{NetworkView, Place, Snapshot},
+    split,
     stats::Counter,
     switch::{self, Source, Verdict, flood},
-    wire::extension::{self, PieceHeader},
+    wire::extension::{self, PIECE_HEADER_BYTES, PieceHeader},
 };
 use overlay_types::PathAddr;
 use std::time::Instant;
@@ -69,6 +70,7 @@ impl State {
             }
             Some(&extension::PLAIN) => {
                 self.deliver_joined(snapshot, now, out);
+                clamp_mss(view, peer, &mut plaintext[1..], false);
                 self.frame_from_peer(view, peer, &plaintext[1..], Offload::NONE, now, out);
             }
             Some(&extension::HALF) => {
@@ -93,7 +95,7 @@ impl State {
         snapshot: &Snapshot,
         (network, peer): (u16, u16),
         source: u64,
-        plaintext: &[u8],
+        plaintext: &mut [u8],
         now: Instant,
         out: &mut impl Output,
     ) {
@@ -102,6 +104,9 @@ impl State {
         };
         let offload = header.offload();
         if offload.segmentation.is_none() {
+            let view = &snapshot.networks[usize::from(network)];
+            let frame = &mut plaintext[PIECE_HEADER_BYTES..];
+            clamp_mss(view, peer, frame, true);
             return self.offloaded_frame(
                 snapshot,
                 (network, peer),
@@ -208,5 +213,13 @@ impl State {
             // Questions are answered where they are asked, and no peer's frame goes on to another peer.
             _ => self.count(Counter::DropHairpin, now),
         }
+    }
+}
+
+/// A connection that a peer's guest opens, or accepts, is told what our way to that peer carries in one datagram.
+pub(crate) fn clamp_mss(view: &NetworkView, peer: u16, frame: &mut [u8], is_partial: bool) {
+    if let Some(way) = view.peers[usize::from(peer)].way {
+        let room = split::room(way.mtu_likely).saturating_sub(PIECE_HEADER_BYTES);
+        mss::clamp(frame, is_partial, room);
     }
 }

@@ -96,7 +96,12 @@ fn snapshot(sender: bool, path: PathAddr, mtu: u16) -> Arc<Snapshot> {
     let slot = established.local_index;
     view.peers[0] = PeerView {
         id: PeerId([2; 32]),
-        way: Some(Way { slot, path, mtu }),
+        way: Some(Way {
+            slot,
+            path,
+            mtu,
+            mtu_likely: mtu,
+        }),
     };
     let ports = view
         .ports
@@ -160,6 +165,38 @@ fn a_frame_leaves_sealed_and_comes_out_as_it_was() {
             ..
         }
     )));
+}
+
+#[test]
+fn a_connection_offers_segments_that_fit_one_datagram_of_the_path() {
+    const OPTION: [u8; 3] = [2, 4, 5];
+    let mut syn = sized_frame(A, B, IP_A, IP_B, 14 + 20 + 24);
+    (syn[14 + 9], syn[46], syn[47]) = (6, 6 << 4, 2); // TCP, 24 bytes of header, SYN
+    syn[54..57].copy_from_slice(&OPTION);
+    syn[57] = 0xb4; // 1460
+    let checksum = PartialChecksum {
+        start: 34,
+        offset: 16,
+    };
+    for checksum in [None, Some(checksum)] {
+        let (mut here, mut there, t0) = pair(PathAddr::Direct(far()), 1472);
+        let offload = Offload {
+            checksum,
+            segmentation: None,
+        };
+        let sent = send_offloaded(&mut here, &syn, offload, t0);
+        let got = receive(&mut there, &sent.datagrams[0].1, t0);
+        let frame = &got.frames[0].1;
+        let offered = usize::from(u16::from_be_bytes([frame[56], frame[57]]));
+        let longest = 14 + 20 + 20 + offered;
+        for (bytes, datagrams) in [(longest, 1), (longest + 1, 2)] {
+            let segment = sized_frame(A, B, IP_A, IP_B, bytes);
+            let sent = send_offloaded(&mut here, &segment, offload, t0);
+            let fits = checksum.is_none() || sent.datagrams.len() == datagrams;
+            assert!(fits, "{bytes} bytes in {} datagrams", sent.datagrams.len());
+        }
+        assert!(offered > 1350, "{offered}");
+    }
 }
 
 #[test]

@@ -250,6 +250,7 @@ impl Peer {
             slot: live.slot,
             path: path.addr,
             mtu: path.mtu,
+            mtu_likely: path.mtu_likely,
         })
     }
 
