@@ -179,6 +179,12 @@ pub struct Fabric {
     /// UDP port of STUN and relay; the one after it is used too [default: the port after --listen's]
     #[arg(long, value_name = "PORT")]
     pub service_port: Option<u16>,
+    /// What the relay carries for all members together, in Mbit/s [default: 1000]
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub relay_rate: Option<u32>,
+    /// What it carries for one member, in Mbit/s [default: 256]
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub relay_rate_member: Option<u32>,
     /// An address at which others reach this node, where its interfaces do not show it
     #[arg(long, value_name = "IP")]
     pub external: Vec<IpAddr>,

@@ -11,6 +11,7 @@ use std::{
     str::FromStr,
 };
 use tokio_util::sync::CancellationToken;
+use tunnel::relay::RelayLimits;
 use zeroize::Zeroizing;
 
 /// Where fabric nodes take control connections, over QUIC and TCP. Members' ports are chosen at first start.
@@ -64,6 +65,8 @@ pub struct FabricConfig {
     pub socket: PathBuf,
     /// Control connections, QUIC and TCP. Never empty.
     pub listen: Vec<SocketAddr>,
+    /// What its relay gives.
+    pub relay: RelayLimits,
     /// STUN and relay, UDP: by default the first listening address with the next port.
     pub service_main: SocketAddr,
     /// The second socket, for STUN's CHANGE-REQUEST: the same address with the port after that.
@@ -120,6 +123,10 @@ pub struct FabricFlags {
     pub listen: Vec<SocketAddr>,
     /// `--service-port`.
     pub service_port: Option<u16>,
+    /// `--relay-rate`, in Mbit/s.
+    pub relay_rate: Option<u32>,
+    /// `--relay-rate-member`, in Mbit/s.
+    pub relay_rate_member: Option<u32>,
     /// `--external`.
     pub external: Vec<IpAddr>,
     /// `--bootstrap`.
@@ -438,10 +445,12 @@ impl FabricConfig {
             )));
         }
         usable_bootstraps(&flags.bootstrap)?;
+        let relay = relay_limits(flags.relay_rate, flags.relay_rate_member)?;
         Ok(Self {
             state_dir,
             socket,
             listen,
+            relay,
             service_main: (service_ip, main).into(),
             service_alternate: (service_ip, alternate).into(),
             external: flags.external,
@@ -450,6 +459,31 @@ impl FabricConfig {
             stop: CancellationToken::new(),
         })
     }
+}
+
+/// What a relay gives of so many Mbit/s for all together and for one member. Without a word about members, none has more
+/// than all.
+fn relay_limits(all: Option<u32>, member: Option<u32>) -> Result<RelayLimits, ConfigError> {
+    const BYTES_OF_MBIT: u64 = 1_000_000 / 8;
+    let usual = RelayLimits::default();
+    let total_rate = all.map_or(usual.total_rate, |mbit| u64::from(mbit) * BYTES_OF_MBIT);
+    let identity_rate = match member {
+        Some(mbit) => u64::from(mbit) * BYTES_OF_MBIT,
+        None => usual.identity_rate.min(total_rate),
+    };
+    if identity_rate > total_rate {
+        return Err(ConfigError::Contradiction(format!(
+            "one member may not have more of the relay than all together, {} Mbit/s; give more to --relay-rate, or less to --relay-rate-member",
+            total_rate / BYTES_OF_MBIT
+        )));
+    }
+    Ok(RelayLimits {
+        total_rate,
+        identity_rate,
+        // Two members at one place, or neighbours, are as much as one may ask for and its peer.
+        subnet_rate: (identity_rate * 2).min(total_rate),
+        ..usual
+    })
 }
 
 /// `/var/lib/farlan` for root, else `$XDG_STATE_HOME/farlan` or `~/.local/state/farlan`.
@@ -648,6 +682,30 @@ mod tests {
         );
         let dual = FabricConfig::resolve(FabricFlags::default()).unwrap();
         assert_eq!(dual.service_main, "[::]:4078".parse().unwrap());
+    }
+
+    #[test]
+    fn a_relay_gives_what_was_said_and_nobody_more_than_all() {
+        let resolve = |all, member| {
+            let flags = FabricFlags {
+                relay_rate: all,
+                relay_rate_member: member,
+                ..FabricFlags::default()
+            };
+            FabricConfig::resolve(flags).map(|config| config.relay)
+        };
+        assert_eq!(resolve(None, None).unwrap(), RelayLimits::default());
+        let narrow = resolve(Some(80), None).unwrap();
+        assert_eq!(
+            (narrow.total_rate, narrow.identity_rate),
+            (10_000_000, 10_000_000)
+        );
+        let wide = resolve(Some(8000), Some(800)).unwrap();
+        assert_eq!(
+            (wide.identity_rate, wide.subnet_rate),
+            (100_000_000, 200_000_000)
+        );
+        assert!(resolve(Some(100), Some(101)).is_err());
     }
 
     #[test]

@@ -13,6 +13,8 @@
 
 #[path = "../netns/overlay.rs"]
 mod overlay;
+mod transfer;
+mod wire;
 
 use anyhow::{Context, Result, bail, ensure};
 use cli::demo::Node;
@@ -60,7 +62,7 @@ struct Measured {
 }
 
 fn main() -> Result<()> {
-    let parts: [Part; 4] = [
+    let parts: [Part; 6] = [
         ("first-ping-direct", |amount| {
             let goal = Duration::from_secs(3);
             first_ping(amount, Nat::PortRestricted, "direct", goal)
@@ -72,6 +74,8 @@ fn main() -> Result<()> {
             restart(amount, Duration::from_secs(5))
         }),
         ("idle", idle),
+        ("relay", transfer::relay),
+        ("lossy-path", transfer::lossy),
     ];
     let (flags, only): (Vec<String>, Vec<String>) = std::env::args()
         .skip(1)

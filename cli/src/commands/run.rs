@@ -102,6 +102,8 @@ async fn run_fabric(
         socket: global.socket.clone(),
         listen: flags.listen,
         service_port: flags.service_port,
+        relay_rate: flags.relay_rate,
+        relay_rate_member: flags.relay_rate_member,
         external: flags.external,
         bootstrap: flags.bootstrap,
         no_mdns: flags.no_mdns,

@@ -22,10 +22,19 @@ pub struct Node {
 impl Node {
     /// Starts an infrastructure node and returns it with the address that others bootstrap from.
     pub fn fabric(machine: &Machine, program: &str, listen: &str) -> Result<(Self, String)> {
-        let process = machine.spawn(
-            "farlan",
-            &[program, "fabric", "--no-mdns", "--listen", listen],
-        )?;
+        Self::fabric_with(machine, program, listen, &[])
+    }
+
+    /// The same with further options.
+    pub fn fabric_with(
+        machine: &Machine,
+        program: &str,
+        listen: &str,
+        options: &[&str],
+    ) -> Result<(Self, String)> {
+        let mut words = vec![program, "fabric", "--no-mdns", "--listen", listen];
+        words.extend(options);
+        let process = machine.spawn("farlan", &words)?;
         let mut node = Self {
             machine: machine.clone(),
             program: program.to_owned(),

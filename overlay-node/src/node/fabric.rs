@@ -37,7 +37,8 @@ pub async fn run_fabric(
     let state = State::open(&config.state_dir)?;
     let identity = load_identity(&state)?;
     let api = ApiServer::bind(&config.socket).await?;
-    let service = FabricService::start(config.service_main, config.service_alternate)
+    let (main, alternate) = (config.service_main, config.service_alternate);
+    let service = FabricService::start_with(main, alternate, config.relay)
         .map_err(|e| NodeError::DataPlane(e.to_string()))?;
     let port = config.listen.first().map_or(0, SocketAddr::port);
     let external: Vec<_> = config
