@@ -302,8 +302,7 @@ impl WorkerThread {
                     self.worker
                         .handle_frame(port, frame, offload, now, &mut self.shell);
                     if bytes >= TURN_BYTES {
-                        self.shell.moderation.note_more();
-                        return;
+                        break;
                     }
                 }
                 Ok(None) => return,
@@ -315,6 +314,7 @@ impl WorkerThread {
                 }
             }
         }
+        self.shell.moderation.note_more();
     }
 
     fn drain_inbox(&mut self, now: Instant) -> std::ops::ControlFlow<()> {

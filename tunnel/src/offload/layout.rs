@@ -9,7 +9,7 @@ const ETHERNET_BYTES: usize = 14;
 const TAG_BYTES: usize = 4;
 /// Two are in use (IEEE 802.1ad).
 const TAGS_MAX: usize = 2;
-const IPV4_BYTES_MIN: usize = 20;
+pub(super) const IPV4_BYTES_MIN: usize = 20;
 const IPV4_CHECKSUM_AT: usize = 10;
 pub(super) const IPV6_BYTES: usize = 40;
 pub(super) const TCP_BYTES_MIN: usize = 20;

@@ -1,7 +1,9 @@
 //! Lowers the segment size that a TCP connection's first packets offer (RFC 9293 §3.7.1), as routers before a narrower link
 //! do, so that a segment fits one datagram of the path. A frame in halves is lost with either of them, twice as often.
 
-use super::layout::{IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES_MIN, TCP_CHECKSUM_OFFSET, network};
+use super::layout::{
+    IPV4_BYTES_MIN, IPV6_BYTES, PROTOCOL_TCP, TCP_BYTES_MIN, TCP_CHECKSUM_OFFSET, network,
+};
 
 /// What every host takes (RFC 9293, MUST-15); nothing lower is ever asked for.
 const MSS_MIN: u16 = 536;
@@ -48,6 +50,9 @@ fn find(frame: &[u8]) -> Option<(usize, usize)> {
         }
         (*ip.get(9)?, usize::from(ip[0] & 0xf) * 4)
     };
+    if ip_bytes < IPV4_BYTES_MIN {
+        return None;
+    }
     let transport = network + ip_bytes;
     let tcp = frame.get(transport..)?;
     if protocol != PROTOCOL_TCP || tcp.get(13)? & SYN == 0 {
