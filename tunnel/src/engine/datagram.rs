@@ -138,14 +138,15 @@ impl Engine {
             };
             peer.count_received(size);
             peer.heard(slot, from, ctx, now);
-            match plaintext.split_first() {
-                Some((&extension::CONTROL, message)) => {
-                    peer.handle_control(from, ControlMessage::decode(message), ctx, now);
+            match plaintext.first() {
+                Some(&extension::CONTROL) => {
+                    let message = ControlMessage::decode(&plaintext[1..]);
+                    peer.handle_control(from, message, ctx, now);
                     None
                 }
-                Some((&extension::PLAIN | &extension::HALF, _)) => {
+                Some(&extension::PLAIN | &extension::HALF) => {
                     peer.note_data_received(ctx, now);
-                    Some(&*plaintext)
+                    Some(plaintext)
                 }
                 _ => {
                     ctx.count(Counter::DropUnknownExtension);
@@ -162,11 +163,11 @@ impl Engine {
         &mut self,
         key: PeerKey,
         slot: SessionSlot,
-        plaintext: &[u8],
+        plaintext: &mut [u8],
         now: Instant,
     ) {
         if plaintext[0] == extension::PLAIN {
-            return self.switch_peer_frame(key, &plaintext[1..], now);
+            return self.switch_peer_frame(key, &mut plaintext[1..], now);
         }
         let mut rejoiner = std::mem::take(&mut self.rejoiner);
         if let Some((frame, checksum)) = rejoiner.accept(u64::from(slot.index(0)), plaintext, now) {

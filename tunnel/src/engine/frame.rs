@@ -18,17 +18,17 @@ impl Engine {
     }
 
     /// Passes on a frame that came from a peer over the control lane.
-    pub(super) fn switch_peer_frame(&mut self, key: PeerKey, frame: &[u8], now: Instant) {
+    pub(super) fn switch_peer_frame(&mut self, key: PeerKey, frame: &mut [u8], now: Instant) {
         self.ctx.count(Counter::FramesFromPeers);
-        let (mut frame, snapshot) = (frame.to_vec(), self.draw());
+        let snapshot = self.draw();
         if let Some(network) = snapshot.network(key.0) {
             let view = &snapshot.networks[usize::from(network)];
             if let Some(peer) = view.peer(key.1) {
-                clamp_mss(view, peer, &mut frame, false);
+                clamp_mss(view, peer, frame, false);
             }
         }
         let from = |view: &NetworkView| view.peer(key.1).map(Source::Peer);
-        self.switch_frame(key.0, from, &frame, now);
+        self.switch_frame(key.0, from, frame, now);
     }
 
     /// An empty guest port takes its first station, whose frame then passes.
