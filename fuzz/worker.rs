@@ -223,12 +223,18 @@ fn a_worker_takes_anything_from_guests_and_members() {
                 let mut datagram = match input {
                     Input::Frame(port, frame) => {
                         let port = PortId((port % 4).into());
-                        worker.handle_frame(port, &frame.bytes(), Offload::NONE, now, &mut out);
+                        worker.handle_frame(port, &mut frame.bytes(), Offload::NONE, now, &mut out);
                         Vec::new()
                     }
                     Input::Offloaded(port, frame, vnet) => {
                         let port = PortId((port % 4).into());
-                        worker.handle_frame(port, &frame.bytes(), vnet.offload(), now, &mut out);
+                        worker.handle_frame(
+                            port,
+                            &mut frame.bytes(),
+                            vnet.offload(),
+                            now,
+                            &mut out,
+                        );
                         Vec::new()
                     }
                     Input::Piece(vnet, id, index, is_last, frame) => {

@@ -126,8 +126,8 @@ impl NodeHost {
 
     fn feed(&mut self, port: PortId, frames: Vec<Vec<u8>>, now: Instant, wishes: &mut Wishes) {
         let worker = usize::from(port.0) % self.workers.len();
-        for frame in frames {
-            self.workers[worker].handle_frame(port, &frame, Offload::NONE, now, wishes);
+        for mut frame in frames {
+            self.workers[worker].handle_frame(port, &mut frame, Offload::NONE, now, wishes);
         }
     }
 

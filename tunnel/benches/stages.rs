@@ -38,13 +38,20 @@ fn sealing(c: &mut Criterion) {
             group.bench_function("seal", |b| {
                 b.iter(|| {
                     send.prepare().unwrap();
-                    send.seal_in(black_box(&mut datagram));
+                    send.seal_in(black_box(&mut datagram), |_| ());
+                });
+            });
+            let plaintext = vec![0; bytes];
+            group.bench_function("seal from elsewhere", |b| {
+                b.iter(|| {
+                    send.prepare().unwrap();
+                    send.seal_from(black_box(&plaintext), &mut datagram);
                 });
             });
             let mut recv = RecvLane::new(suite, &ROOT, 1);
             let mut sealed = || {
                 send.prepare().unwrap();
-                send.seal_in(&mut datagram);
+                send.seal_in(&mut datagram, |_| ());
                 datagram.clone()
             };
             group.bench_function("open", |b| {
@@ -119,7 +126,7 @@ fn super_frames(c: &mut Criterion) {
         b.iter(|| {
             let cutter = Cutter::new(black_box(&frame), &offload, PIECE_BYTES).unwrap();
             for (index, (_, piece)) in (0..).zip(&mut pieces) {
-                cutter.write(index, piece);
+                cutter.write(&frame, index, piece);
             }
         });
     });

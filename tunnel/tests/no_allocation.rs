@@ -192,7 +192,7 @@ fn frames_cost_no_allocation_once_the_workers_are_warm() {
             has_ecn: false,
         })
     };
-    let kinds = [
+    let mut kinds = [
         ("a whole frame", frame(64, true), Offload::NONE),
         (
             "a frame with a partial checksum",
@@ -227,7 +227,7 @@ fn frames_cost_no_allocation_once_the_workers_are_warm() {
     let (mut sent, mut got) = (Wire::new(), Wire::new());
     for joins in [false, true] {
         there.set_joined_datagrams_max(if joins { UDP_SEGMENTS_MAX } else { 0 });
-        for (what, frame, offload) in &kinds {
+        for (what, frame, offload) in &mut kinds {
             let mut carry = || {
                 sent.clear();
                 here.handle_frame(PORT, frame, *offload, now, &mut sent);

@@ -262,7 +262,7 @@ impl World {
     fn guest_sends(&mut self, node: usize, frame: &[u8]) {
         let mut out = Outbox::default();
         let worker = &mut self.nodes[node].workers[0];
-        worker.handle_frame(PORT, frame, Offload::NONE, self.now, &mut out);
+        worker.handle_frame(PORT, &mut frame.to_vec(), Offload::NONE, self.now, &mut out);
         self.drain(node, out);
     }
 

@@ -162,7 +162,7 @@ impl TapQueue {
     pub(super) fn read<'b>(
         &self,
         buffer: &'b mut ReadBuffer,
-    ) -> io::Result<Option<(&'b [u8], Offload)>> {
+    ) -> io::Result<Option<(&'b mut [u8], Offload)>> {
         let len = loop {
             match rustix::io::read(&self.fd, &mut *buffer.0) {
                 Ok(len) => break len,
@@ -171,11 +171,15 @@ impl TapQueue {
                 Err(errno) => return Err(errno.into()),
             }
         };
-        let read = VnetHeader::ref_from_prefix(&buffer.0[..len])
-            .ok()
-            .and_then(|(header, frame)| Some((frame, header.offload()?)));
+        let (header, frame) = buffer.0[..len].split_at_mut(VNET_HEADER_BYTES.min(len));
         // With a header that we do not know it is as good as no frame; the worker drops that as malformed, and counts it.
-        Ok(Some(read.unwrap_or((&[], Offload::NONE))))
+        let offload = VnetHeader::ref_from_bytes(header)
+            .ok()
+            .and_then(VnetHeader::offload);
+        Ok(Some(match offload {
+            Some(offload) => (frame, offload),
+            None => (&mut [], Offload::NONE),
+        }))
     }
 
     /// Writes one frame; false when the kernel did not take it (queue full, interface down, gone).
@@ -199,7 +203,7 @@ impl TapQueue {
             return false;
         };
         (0..cutter.count())
-            .map(|index| self.write(&cutter.segment_for_a_wire(index), Offload::NONE))
+            .map(|index| self.write(&cutter.segment_for_a_wire(frame, index), Offload::NONE))
             .fold(true, |all, written| all & written)
     }
 }

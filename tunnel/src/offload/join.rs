@@ -2,8 +2,13 @@
 //! each other into one of theirs, which spares the kernel most of its work per frame. It waits for nothing: whatever does
 //! not continue what was joined so far ends it, and so does the end of the shell's turn.
 
-use super::{Layout, Offload, PartialChecksum, Segmentation, SegmentationKind, UDP_SEGMENTS_MAX};
-use crate::wire::extension::PieceHeader;
+use std::ops::Range;
+
+use super::{
+    FRONT_BYTES_MAX, Layout, Offload, PartialChecksum, Segmentation, SegmentationKind,
+    UDP_SEGMENTS_MAX,
+};
+use crate::wire::extension::{PIECE_HEADER_BYTES, PieceHeader};
 
 /// The longest frame that IP's length field allows behind Ethernet and two VLAN tags.
 const FRAME_BYTES_MAX: usize = 65_535 + 22;
@@ -11,6 +16,7 @@ const FRAME_BYTES_MAX: usize = 65_535 + 22;
 /// Pieces being joined, in memory that is made for the first and used again and again.
 #[derive(Default)]
 pub struct Joiner {
+    /// The frame, and behind it what lay where [`Joiner::room_for_next`] is.
     buffer: Box<[u8]>,
     current: Option<Current>,
     datagrams_max: usize,
@@ -66,24 +72,71 @@ impl Joiner {
         let Some(current) = &mut self.current else {
             return false;
         };
-        let here = Follows::Piece {
-            id: header.id(),
-            index: header.index(),
-        };
         let is_next = current.source == source
-            && current.follows == here
-            && current.offload == header.offload()
+            && current.is_next(header)
             && current.layout.has_payload_where(&self.buffer, frame);
         is_next && current.put(&mut self.buffer, frame, header.is_last())
+    }
+
+    /// Where to open a datagram of `source` whose plaintext has `len` bytes, in case that it is the next piece: its payload
+    /// comes to lie where it belongs then, and is not copied. What its headers cover of the piece before is kept, until
+    /// [`Self::keep`] or [`Self::refuse`]. `None` when nothing is joined that such a piece could continue.
+    pub fn room_for_next(&mut self, source: u64, len: usize) -> Option<&mut [u8]> {
+        let current = self.current.as_ref()?;
+        let front = current.front();
+        let payload_bytes = len.checked_sub(front.len())?;
+        let may_be_next = current.source == source
+            && current.follows != Follows::Datagram
+            && front.start >= current.layout.payload
+            && front.len() <= FRONT_BYTES_MAX
+            && current.has_room_for(payload_bytes);
+        if !may_be_next {
+            return None;
+        }
+        self.buffer.copy_within(front.clone(), FRAME_BYTES_MAX);
+        Some(&mut self.buffer[front.start..front.start + len])
+    }
+
+    /// Joins what was opened in [`Self::room_for_next`] if it is the next piece; `false` when it is not, and was moved to
+    /// `plaintext`, which has its length.
+    #[must_use]
+    pub fn keep(&mut self, plaintext: &mut [u8]) -> bool {
+        let Some(current) = &mut self.current else {
+            return false;
+        };
+        let front = current.front();
+        let (joined, opened) = self.buffer.split_at_mut(front.start);
+        let opened = &opened[..plaintext.len()];
+        let next = PieceHeader::parse(opened).filter(|(header, frame)| {
+            current.is_next(header) && current.layout.has_payload_where(joined, frame)
+        });
+        let is_kept = next.is_some();
+        if let Some((header, frame)) = next {
+            current.add(joined, frame, header.is_last());
+        } else {
+            plaintext.copy_from_slice(opened);
+        }
+        self.uncover(front);
+        is_kept
+    }
+
+    /// What was to be opened in [`Self::room_for_next`] did not open.
+    pub fn refuse(&mut self) {
+        if let Some(current) = &self.current {
+            let front = current.front();
+            self.uncover(front);
+        }
+    }
+
+    fn uncover(&mut self, front: Range<usize>) {
+        let kept = FRAME_BYTES_MAX..FRAME_BYTES_MAX + front.len();
+        self.buffer.copy_within(kept, front.start);
     }
 
     /// Begins with a piece, after [`Self::take`]; `false` when it is not what its header says.
     #[must_use]
     pub fn begin(&mut self, source: u64, header: &PieceHeader, frame: &[u8]) -> bool {
-        let follows = Follows::Piece {
-            id: header.id(),
-            index: header.index(),
-        };
+        let follows = Follows::piece(header);
         self.start(source, follows, header.offload(), header.is_last(), frame)
     }
 
@@ -145,7 +198,7 @@ impl Joiner {
             return false;
         }
         if self.buffer.is_empty() {
-            self.buffer = vec![0; FRAME_BYTES_MAX].into_boxed_slice();
+            self.buffer = vec![0; FRAME_BYTES_MAX + FRONT_BYTES_MAX].into_boxed_slice();
         }
         self.buffer[..frame.len()].copy_from_slice(frame);
         self.current = Some(Current {
@@ -188,6 +241,13 @@ impl Joiner {
 }
 
 impl Follows {
+    const fn piece(header: &PieceHeader) -> Self {
+        Self::Piece {
+            id: header.id(),
+            index: header.index(),
+        }
+    }
+
     const fn next(self) -> Self {
         match self {
             Self::Piece { id, index } => Self::Piece {
@@ -200,30 +260,49 @@ impl Follows {
 }
 
 impl Current {
+    /// Whether a piece of the same source with this header comes next.
+    fn is_next(&self, header: &PieceHeader) -> bool {
+        self.follows == Follows::piece(header) && self.offload == header.offload()
+    }
+
+    /// Where the headers of a piece come to lie that is opened where its payload goes.
+    const fn front(&self) -> Range<usize> {
+        self.len
+            .saturating_sub(PIECE_HEADER_BYTES + self.layout.payload)..self.len
+    }
+
+    const fn has_room_for(&self, payload_bytes: usize) -> bool {
+        !self.is_full
+            && payload_bytes > 0
+            && payload_bytes <= self.size
+            && self.len + payload_bytes - self.layout.network <= 65_535
+    }
+
     /// Adds a part's payload; `false` when there is no room for it.
     fn put(&mut self, buffer: &mut [u8], frame: &[u8], is_last: bool) -> bool {
         let payload = &frame[self.layout.payload..];
-        let end = self.len + payload.len();
-        let fits = !self.is_full
-            && !payload.is_empty()
-            && payload.len() <= self.size
-            && end - self.layout.network <= 65_535;
-        if !fits {
+        if !self.has_room_for(payload.len()) {
             return false;
         }
-        buffer[self.len..end].copy_from_slice(payload);
+        buffer[self.len..self.len + payload.len()].copy_from_slice(payload);
+        self.add(buffer, frame, is_last);
+        true
+    }
+
+    /// Counts a part in whose payload is in its place; `joined` holds the headers.
+    fn add(&mut self, joined: &mut [u8], frame: &[u8], is_last: bool) {
         let is_udp = self.offload.checksum.map(|checksum| checksum.offset)
             == Some(super::layout::UDP_CHECKSUM_OFFSET);
         if !is_udp {
             // A stream's end and its pushes are said by the last segment.
             let flags = self.layout.transport + 13;
-            buffer[flags] |= frame[flags];
+            joined[flags] |= frame[flags];
         }
-        self.len = end;
+        let payload_bytes = frame.len() - self.layout.payload;
+        self.len += payload_bytes;
         self.follows = self.follows.next();
         self.count += 1;
         self.is_full =
-            payload.len() < self.size || is_last || (is_udp && self.count == UDP_SEGMENTS_MAX);
-        true
+            payload_bytes < self.size || is_last || (is_udp && self.count == UDP_SEGMENTS_MAX);
     }
 }

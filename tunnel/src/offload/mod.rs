@@ -26,6 +26,10 @@ pub use layout::Layout;
 /// The most datagrams in a super-frame of UDP, as in Linux (`UDP_MAX_SEGMENTS`).
 pub const UDP_SEGMENTS_MAX: usize = 128;
 
+/// What may lie in front of a piece's payload when it is sealed from where it lies in the super-frame, or opened to there:
+/// its own headers and the sealed extension. All fit but IPv6 with long extension headers, which are copied.
+const FRONT_BYTES_MAX: usize = 160;
+
 /// The length of the longest frame that `frame` becomes on a wire; `None` when it is not what `offload` says.
 pub fn longest_segment(frame: &[u8], offload: &Offload) -> Option<usize> {
     match offload.segmentation {

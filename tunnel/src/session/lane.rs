@@ -4,6 +4,7 @@
 use aws_lc_rs::aead::{
     AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
+use aws_lc_rs::error::Unspecified;
 use hkdf::Hkdf;
 use sha2::Sha256;
 use zerocopy::IntoBytes;
@@ -78,7 +79,7 @@ impl SendLane {
         self.prepare()?;
         buf.push_front(&[0; DATA_HEADER_BYTES]);
         buf.push_back(&[0; TAG_BYTES]);
-        self.seal_in(buf.payload_mut());
+        self.seal_in(buf.payload_mut(), |_| ());
         Ok(())
     }
 
@@ -96,25 +97,47 @@ impl SendLane {
         Ok(())
     }
 
-    /// Makes `datagram` one, where it lies: its plaintext has room for the header in front and for the tag behind.
+    /// Makes `datagram` one, where it lies: `write` writes the plaintext, between the room for the header and that for the
+    /// tag.
     ///
     /// # Panics
-    /// Without [`Self::prepare`] before, and when there is no room.
-    pub fn seal_in(&mut self, datagram: &mut [u8]) {
-        assert!(
-            self.counter < DATAGRAMS_PER_KEY && !self.exhausted,
-            "one more datagram was prepared for"
-        );
-        let header = DataHeader::new(self.remote_index, self.lane, self.phase, self.counter);
-        self.counter += 1;
+    /// Without [`Self::prepare`] before, and when there is no such room.
+    pub fn seal_in(&mut self, datagram: &mut [u8], write: impl FnOnce(&mut [u8])) {
+        let header = self.next_header();
         let (head, rest) = datagram.split_at_mut(DATA_HEADER_BYTES);
         let (plaintext, tail) = rest.split_at_mut(rest.len() - TAG_BYTES);
+        write(plaintext);
         head.copy_from_slice(header.as_bytes());
         let tag = self
             .key
             .seal_in_place_separate_tag(nonce(&header), Aad::from(header.as_bytes()), plaintext)
             .expect("a datagram is shorter than any cipher's limit");
         tail.copy_from_slice(tag.as_ref());
+    }
+
+    /// Makes `datagram` one of this plaintext, which lies elsewhere.
+    ///
+    /// # Panics
+    /// Without [`Self::prepare`] before, and when `datagram` has not just the room for the header, it and the tag.
+    pub fn seal_from(&mut self, plaintext: &[u8], datagram: &mut [u8]) {
+        let header = self.next_header();
+        let (head, rest) = datagram.split_at_mut(DATA_HEADER_BYTES);
+        let (sealed, tag) = rest.split_at_mut(plaintext.len());
+        head.copy_from_slice(header.as_bytes());
+        let aad = Aad::from(header.as_bytes());
+        self.key
+            .seal_out_of_place_scatter(nonce(&header), aad, plaintext, sealed, &[], tag)
+            .expect("a datagram is shorter than any cipher's limit, and has room for its tag");
+    }
+
+    fn next_header(&mut self) -> DataHeader {
+        assert!(
+            self.counter < DATAGRAMS_PER_KEY && !self.exhausted,
+            "one more datagram was prepared for"
+        );
+        let header = DataHeader::new(self.remote_index, self.lane, self.phase, self.counter);
+        self.counter += 1;
+        header
     }
 
     fn ratchet(&mut self) -> Result<(), SealError> {
@@ -176,15 +199,43 @@ impl RecvLane {
     /// # Errors
     /// Why not; then the bytes are of no more use.
     pub fn open<'b>(&mut self, datagram: &'b mut [u8]) -> Result<&'b mut [u8], OpenError> {
-        let header = DataHeader::parse(datagram)
-            .filter(|h| h.lane == self.lane)
+        let header = self.header_of(datagram)?;
+        let (_, sealed) = datagram.split_at_mut(DATA_HEADER_BYTES);
+        let plaintext_bytes = sealed.len() - TAG_BYTES;
+        self.accept(&header, |key, nonce, aad| {
+            key.open_in_place(nonce, aad, sealed).map(drop)
+        })?;
+        Ok(&mut sealed[..plaintext_bytes])
+    }
+
+    /// Opens `datagram` into `plaintext`, which has its length without header and tag; otherwise as [`Self::open`] does.
+    ///
+    /// # Errors
+    /// Why not; then what `plaintext` holds is of no use.
+    pub fn open_into(&mut self, datagram: &[u8], plaintext: &mut [u8]) -> Result<(), OpenError> {
+        let header = self.header_of(datagram)?;
+        let (sealed, tag) = datagram[DATA_HEADER_BYTES..]
+            .split_last_chunk::<TAG_BYTES>()
             .ok_or(OpenError::Malformed)?;
+        self.accept(&header, |key, nonce, aad| {
+            key.open_separate_gather(nonce, aad, sealed, tag, plaintext)
+        })
+    }
+
+    fn header_of(&self, datagram: &[u8]) -> Result<DataHeader, OpenError> {
+        DataHeader::parse(datagram)
+            .filter(|h| h.lane == self.lane)
+            .ok_or(OpenError::Malformed)
+    }
+
+    /// Finds the key of a datagram with this header, has it opened, and marks it as seen.
+    fn accept(&mut self, header: &DataHeader, open: impl Open) -> Result<(), OpenError> {
         let number = header.key_phase;
         if self.current.number == number {
-            return self.current.open(&header, datagram);
+            return self.current.accept(header, open);
         }
         if let Some(before) = self.before.as_mut().filter(|phase| phase.number == number) {
-            return before.open(&header, datagram);
+            return before.accept(header, open);
         }
         if self.current.number.checked_add(1) != Some(number) {
             return Err(OpenError::UnknownPhase(number));
@@ -192,13 +243,18 @@ impl RecvLane {
         let after = self
             .after
             .get_or_insert_with(|| Phase::new(self.suite, &self.root, self.lane, number));
-        let opened = after.open(&header, datagram)?;
+        after.accept(header, open)?;
         if let Some(after) = self.after.take() {
             self.before = Some(std::mem::replace(&mut self.current, after));
         }
-        Ok(opened)
+        Ok(())
     }
 }
+
+/// Opens one datagram with its key, its nonce and what else is authenticated.
+trait Open: FnOnce(&LessSafeKey, Nonce, Aad<&[u8]>) -> Result<(), Unspecified> {}
+
+impl<F: FnOnce(&LessSafeKey, Nonce, Aad<&[u8]>) -> Result<(), Unspecified>> Open for F {}
 
 impl Phase {
     fn new(suite: Suite, root: &[u8; 32], lane: u8, number: u8) -> Self {
@@ -209,25 +265,15 @@ impl Phase {
         }
     }
 
-    fn open<'b>(
-        &mut self,
-        header: &DataHeader,
-        datagram: &'b mut [u8],
-    ) -> Result<&'b mut [u8], OpenError> {
+    fn accept(&mut self, header: &DataHeader, open: impl Open) -> Result<(), OpenError> {
         let counter = header.counter();
         if !self.window.is_fresh(counter) {
             return Err(OpenError::Replayed(counter));
         }
-        let plaintext = self
-            .key
-            .open_in_place(
-                nonce(header),
-                Aad::from(header.as_bytes()),
-                &mut datagram[DATA_HEADER_BYTES..],
-            )
+        open(&self.key, nonce(header), Aad::from(header.as_bytes()))
             .map_err(|_| OpenError::NotAuthentic)?;
         self.window.mark(counter);
-        Ok(plaintext)
+        Ok(())
     }
 }
 

@@ -2,13 +2,16 @@
 
 use super::{Output, Report, State, location, why_not_carried, why_not_opened};
 use crate::{
-    offload::{Offload, mss},
-    session::SessionSlot,
+    offload::{Joiner, Offload, mss},
+    session::{OpenError, RecvLane, SessionSlot},
     snapshot::{NetworkView, Place, Snapshot},
     split,
     stats::Counter,
     switch::{self, Source, Verdict, flood},
-    wire::extension::{self, PIECE_HEADER_BYTES, PieceHeader},
+    wire::{
+        datagram::{DATA_HEADER_BYTES, TAG_BYTES},
+        extension::{self, PIECE_HEADER_BYTES, PieceHeader},
+    },
 };
 use overlay_types::PathAddr;
 use std::time::Instant;
@@ -50,7 +53,9 @@ impl State {
         let Some(recv) = recv else {
             return self.count(Counter::DropUnknownSession, now);
         };
-        let plaintext = match recv.open(datagram) {
+        let source = u64::from(slot.index(remote_lane));
+        let opened = open(recv, &mut self.joiner, source, datagram);
+        let plaintext = match opened {
             Ok(plaintext) => plaintext,
             Err(error) => return self.count(why_not_opened(&error), now),
         };
@@ -63,7 +68,9 @@ impl State {
         if is_news && self.limits.heard.take(now) {
             self.report(Report::Heard { slot, from }, now, out);
         }
-        let source = u64::from(slot.index(remote_lane));
+        let Some(plaintext) = plaintext else {
+            return; // the next piece of what is being joined, and joined to it already
+        };
         match plaintext.first() {
             Some(&extension::PIECE) => {
                 self.piece_from_peer(snapshot, (lane_network, peer), source, plaintext, now, out)
@@ -214,6 +221,30 @@ impl State {
             _ => self.count(Counter::DropHairpin, now),
         }
     }
+}
+
+/// Opens a datagram: where it lies, or where its payload is to go if it may be the next piece of what is being joined; then
+/// there is no plaintext left to look at.
+fn open<'d>(
+    recv: &mut RecvLane,
+    joiner: &mut Joiner,
+    source: u64,
+    datagram: &'d mut [u8],
+) -> Result<Option<&'d mut [u8]>, OpenError> {
+    let len = datagram.len().saturating_sub(DATA_HEADER_BYTES + TAG_BYTES);
+    let Some(room) = joiner.room_for_next(source, len) else {
+        return recv.open(datagram).map(Some);
+    };
+    if let Err(error) = recv.open_into(datagram, room) {
+        joiner.refuse();
+        return Err(error);
+    }
+    let plaintext = &mut datagram[DATA_HEADER_BYTES..DATA_HEADER_BYTES + len];
+    Ok(if joiner.keep(plaintext) {
+        None
+    } else {
+        Some(plaintext)
+    })
 }
 
 /// A connection that a peer's guest opens, or accepts, is told what our way to that peer carries in one datagram.

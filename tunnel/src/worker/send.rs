@@ -3,7 +3,7 @@
 use super::{Output, Report, State};
 use crate::{
     offload::{self, CutError, Cutter, Offload, PartialChecksum, Segmentation},
-    session::SealError,
+    session::{SealError, SendLane},
     snapshot::{NetworkView, Way},
     split::{self, Fit},
     stats::Counter,
@@ -21,7 +21,7 @@ impl State {
         &mut self,
         view: &NetworkView,
         peer: u16,
-        frame: &[u8],
+        frame: &mut [u8],
         offload: Offload,
         now: Instant,
         out: &mut impl Output,
@@ -69,7 +69,7 @@ impl State {
         match Cutter::new(frame, &offload, view.frame_bytes_max) {
             Ok(cutter) => {
                 for index in 0..cutter.count() {
-                    tell(self, cutter.segment_for_a_wire(index));
+                    tell(self, cutter.segment_for_a_wire(frame, index));
                 }
             }
             Err(_) => tell(self, offload::for_a_wire(frame, &offload)),
@@ -79,22 +79,26 @@ impl State {
     fn one_frame(
         &mut self,
         way: Way,
-        frame: &[u8],
+        frame: &mut [u8],
         checksum: Option<PartialChecksum>,
         now: Instant,
         out: &mut impl Output,
     ) {
         match split::fit(frame.len(), checksum, way.mtu) {
-            Fit::Whole(len) => self.send(way, len, now, out, |plaintext| {
-                split::write_whole(frame, checksum, plaintext);
+            Fit::Whole(len) => self.send(way, len, now, out, |lane, datagram| {
+                lane.seal_in(datagram, |plaintext| {
+                    split::write_whole(frame, checksum, plaintext);
+                });
             }),
             Fit::Halves(lens) => {
                 self.count(Counter::FramesSplit, now);
                 let id = self.next_split_id;
                 self.next_split_id = id.wrapping_add(1);
                 for (which, len) in (0..).zip(lens) {
-                    self.send(way, len, now, out, |plaintext| {
-                        split::write_half(frame, checksum, id, which, plaintext);
+                    self.send(way, len, now, out, |lane, datagram| {
+                        lane.seal_in(datagram, |plaintext| {
+                            split::write_half(frame, checksum, id, which, plaintext);
+                        });
                     });
                 }
             }
@@ -111,7 +115,7 @@ impl State {
     fn super_frame(
         &mut self,
         way: Way,
-        frame: &[u8],
+        frame: &mut [u8],
         offload: Offload,
         now: Instant,
         out: &mut impl Output,
@@ -127,8 +131,8 @@ impl State {
             let mut spare = std::mem::take(&mut self.spare);
             for index in 0..cutter.count() {
                 spare.resize(cutter.piece_len(index), 0);
-                cutter.write(index, &mut spare);
-                self.one_frame(way, &spare, Some(checksum), now, out);
+                cutter.write(frame, index, &mut spare);
+                self.one_frame(way, &mut spare, Some(checksum), now, out);
             }
             self.spare = spare;
             return Ok(());
@@ -144,23 +148,31 @@ impl State {
             let is_last = index + 1 == count;
             let header = PieceHeader::piece(id, index, is_last, segmentation, checksum);
             let len = PIECE_HEADER_BYTES + cutter.piece_len(index);
-            self.send(way, len, now, out, |plaintext| {
-                let (head, piece) = plaintext.split_at_mut(PIECE_HEADER_BYTES);
-                head.copy_from_slice(header.as_bytes());
-                cutter.write(index, piece);
+            self.send(way, len, now, out, |lane, datagram| {
+                let header = header.as_bytes();
+                let lent = cutter.lend(frame, index, header, |piece| {
+                    lane.seal_from(piece, datagram);
+                });
+                if lent.is_none() {
+                    lane.seal_in(datagram, |plaintext| {
+                        let (head, piece) = plaintext.split_at_mut(PIECE_HEADER_BYTES);
+                        head.copy_from_slice(header);
+                        cutter.write(frame, index, piece);
+                    });
+                }
             });
         }
         Ok(())
     }
 
-    /// Sends one datagram, whose plaintext of `len` bytes `write` makes where it is sealed and leaves from.
+    /// Sends one datagram with a plaintext of `len` bytes, which `seal` makes where it leaves from.
     fn send(
         &mut self,
         way: Way,
         len: usize,
         now: Instant,
         out: &mut impl Output,
-        write: impl FnOnce(&mut [u8]),
+        seal: impl FnOnce(&mut SendLane, &mut [u8]),
     ) {
         let Some(lane) = self.lanes.get_mut(&way.slot) else {
             return self.count(Counter::DropNoSession, now);
@@ -178,8 +190,7 @@ impl State {
         if let PathAddr::Relayed { index, .. } = way.path {
             head.copy_from_slice(RelayHeader::new(index).as_bytes());
         }
-        write(&mut sealed[DATA_HEADER_BYTES..DATA_HEADER_BYTES + len]);
-        lane.send.seal_in(sealed);
+        seal(&mut lane.send, sealed);
         lane.traffic.tx_bytes += sealed_bytes as u64;
         lane.traffic.tx_datagrams += 1;
         lane.mark_busy(way.slot, &mut self.busy, &mut self.tell_at, now);

@@ -136,7 +136,7 @@ fn send(worker: &mut Worker, frame: &[u8], now: Instant) -> Seen {
 
 fn send_offloaded(worker: &mut Worker, frame: &[u8], offload: Offload, now: Instant) -> Seen {
     let mut seen = Seen::default();
-    worker.handle_frame(GUEST, frame, offload, now, &mut seen);
+    worker.handle_frame(GUEST, &mut frame.to_vec(), offload, now, &mut seen);
     seen
 }
 
@@ -302,8 +302,8 @@ fn what_a_full_report_queue_refuses_is_counted_and_told_later() {
         is_full: true,
         ..Seen::default()
     };
-    let question = arp_request(A, IP_A, IP_UNBOUND);
-    here.handle_frame(GUEST, &question, Offload::NONE, t0, &mut full);
+    let mut question = arp_request(A, IP_A, IP_UNBOUND);
+    here.handle_frame(GUEST, &mut question, Offload::NONE, t0, &mut full);
     let (at, _) = here.poll_timeout().unwrap();
     let mut seen = Seen::default();
     here.handle_timeout(at, &mut seen);
@@ -323,8 +323,8 @@ fn an_oversized_frame_and_one_of_an_unknown_port_are_dropped() {
             .is_empty()
     );
     let mut seen = Seen::default();
-    let frame = sized_frame(A, B, IP_A, IP_B, 100);
-    here.handle_frame(PortId(99), &frame, Offload::NONE, t0, &mut seen);
+    let mut frame = sized_frame(A, B, IP_A, IP_B, 100);
+    here.handle_frame(PortId(99), &mut frame, Offload::NONE, t0, &mut seen);
     here.handle_timeout(t0 + Duration::from_secs(1), &mut seen);
     let [Report::Counted(counted)] = &seen.reports[..] else {
         panic!("{:?}", seen.reports)
@@ -464,15 +464,15 @@ fn a_lost_piece_costs_itself_alone_and_what_comes_between_keeps_its_place() {
 #[test]
 fn datagrams_larger_than_the_path_go_in_halves_each() {
     let (mut here, mut there, t0) = pair(PathAddr::Direct(far()), 1400);
-    let (frame, offload) = super_frame(SegmentationKind::Udp, 14_720, 1472);
-    let sent = send_offloaded(&mut here, &frame, offload, t0).datagrams;
+    let (super_frame, offload) = super_frame(SegmentationKind::Udp, 14_720, 1472);
+    let sent = send_offloaded(&mut here, &super_frame, offload, t0).datagrams;
     assert_eq!(sent.len(), 20);
     let got = receive_all(&mut there, &sent, t0);
-    let cutter = Cutter::new(&frame, &offload, usize::MAX).unwrap();
+    let cutter = Cutter::new(&super_frame, &offload, usize::MAX).unwrap();
     assert_eq!(got.frames.len(), 10);
     for (index, ((_, frame), offload)) in got.frames.iter().zip(&got.offloads).enumerate() {
         let whole = offload::for_a_wire(frame, offload);
-        assert_eq!(whole, cutter.segment_for_a_wire(index as u16));
+        assert_eq!(whole, cutter.segment_for_a_wire(&super_frame, index as u16));
     }
 }
 
@@ -492,7 +492,9 @@ fn the_engine_gets_frames_as_they_would_be_on_a_wire() {
         })
         .collect();
     let cutter = Cutter::new(&frame, &offload, usize::MAX).unwrap();
-    let segments: Vec<_> = (0..3).map(|n| cutter.segment_for_a_wire(n)).collect();
+    let segments: Vec<_> = (0..3)
+        .map(|n| cutter.segment_for_a_wire(&frame, n))
+        .collect();
     assert_eq!(waiting, segments);
 }
 
@@ -545,7 +547,7 @@ fn datagrams_of_one_flow_come_out_as_one_only_when_asked_for() {
         let mut sent = Vec::new();
         for index in 0..cutter.count() {
             let mut datagram = vec![0; cutter.piece_len(index)];
-            cutter.write(index, &mut datagram);
+            cutter.write(&frame, index, &mut datagram);
             datagram[20] |= 0x40; // it may not be fragmented, so its identification says nothing
             let alone = Offload {
                 segmentation: None,
