@@ -11,6 +11,7 @@
     reason = "the stage is shared with tests that use more of it"
 )]
 
+mod memory;
 #[path = "../netns/overlay.rs"]
 mod overlay;
 mod transfer;
@@ -62,7 +63,13 @@ struct Measured {
 }
 
 fn main() -> Result<()> {
-    let parts: [Part; 6] = [
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [what, sessions, far] = arguments.as_slice()
+        && what == memory::HOLD
+    {
+        return memory::hold(sessions, far);
+    }
+    let parts: [Part; 7] = [
         ("first-ping-direct", |amount| {
             let goal = Duration::from_secs(3);
             first_ping(amount, Nat::PortRestricted, "direct", goal)
@@ -74,11 +81,12 @@ fn main() -> Result<()> {
             restart(amount, Duration::from_secs(5))
         }),
         ("idle", idle),
+        ("memory", memory::memory),
         ("relay", transfer::relay),
         ("lossy-path", transfer::lossy),
     ];
-    let (flags, only): (Vec<String>, Vec<String>) = std::env::args()
-        .skip(1)
+    let (flags, only): (Vec<String>, Vec<String>) = arguments
+        .into_iter()
         .partition(|argument| argument.starts_with("--"));
     let amount = match flags.as_slice() {
         [] => FULL,
