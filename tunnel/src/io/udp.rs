@@ -10,8 +10,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 /// Kernel buffers for bursts; Linux doubles it for its own needs. All that waits there is delay for whatever comes behind:
 /// why it is no larger stands in `docs/decisions/0015-bounded-queues.md`. Root gets it whatever `rmem_max` says.
 const SOCKET_BUFFER_BYTES: usize = 512 << 10;
-/// Buffers of one receive call. Each can hold a whole GRO run; more would only push each other out of the cache.
-const RECEIVE_BUFFERS: usize = 8;
+/// Buffers of one receive call, as many as one takes. Each can hold a whole GRO run, and where the interface joins nothing it
+/// holds one datagram. Only what was written to is in memory.
+const RECEIVE_BUFFERS: usize = 32;
 /// Bytes of one receive call, about: what is behind them waits for so long.
 pub(super) const TURN_BYTES: usize = 128 << 10;
 /// The largest UDP payload, and so the largest GRO run.
