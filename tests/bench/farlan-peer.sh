@@ -14,11 +14,17 @@ mkdir -p "$state"
 options=(--no-mdns --dns off)
 
 node() { "$farlan" "$@" --state "$state/node"; }
+# What runs on ends with this script, however that ends.
+held() { exec setpriv --pdeathsig TERM "$@"; }
 
 if [[ $side == a ]]; then
     subnet=$(python3 -c 'import ipaddress, sys; print(ipaddress.ip_interface(sys.argv[1]).network)' "$cidr")
-    bootstrap=$("$farlan" fabric --state "$state/fabric" --listen "$outer:4077" --no-mdns --detach | head -n 1)
-    node up "${options[@]}" --tap tunnel0 >"$state/log" 2>&1 &
+    held "$farlan" fabric --state "$state/fabric" --listen "$outer:4077" --no-mdns >"$state/fabric.log" 2>&1 &
+    for _ in $(seq 100); do
+        bootstrap=$(grep -m 1 -o '^/ip4/.*' "$state/fabric.log") && break
+        sleep 0.05
+    done
+    held "$farlan" up "${options[@]}" --tap tunnel0 --state "$state/node" >"$state/log" 2>&1 &
     for _ in $(seq 100); do
         node status >/dev/null 2>&1 && break
         sleep 0.05
@@ -31,7 +37,8 @@ else
         [[ -e $PEER_DIR/ready ]] && break
         sleep 0.05
     done
-    node up "${options[@]}" --name b --tap tunnel0 --invite - <"$PEER_DIR/invite" >"$state/log" 2>&1 &
+    held "$farlan" up "${options[@]}" --name b --tap tunnel0 --invite - --state "$state/node" \
+        <"$PEER_DIR/invite" >"$state/log" 2>&1 &
 fi
-trap 'kill $(jobs -p) 2>/dev/null; [[ $side == b ]] || "$farlan" down --state "$state/fabric" 2>/dev/null || :' TERM INT EXIT
+trap 'kill $(jobs -p) 2>/dev/null || :' TERM INT EXIT
 wait

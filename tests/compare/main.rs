@@ -20,6 +20,7 @@ struct Options {
     seconds: u32,
     only: Vec<String>,
     offloads: bool,
+    only_tcp: bool,
     json: Option<String>,
     write: bool,
 }
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
         for peer in &peers {
             measure::wait_until_quiet(Duration::from_secs(60));
             let figures = Rig::start(peer, options.offloads)
-                .and_then(|rig| measure::all(&rig, options.seconds))
+                .and_then(|rig| measure::all(&rig, options.seconds, options.only_tcp))
                 .with_context(|| format!("measure {}", peer.name));
             match figures {
                 Ok(figures) => {
@@ -52,13 +53,13 @@ fn main() -> Result<()> {
         .collect();
     let table = report::table(&rows);
     println!("\n{table}");
-    if let Some(file) = options.json {
-        std::fs::write(&file, report::json(&rows, &runs))
+    if let Some(file) = &options.json {
+        std::fs::write(file, report::json(&rows, &runs))
             .with_context(|| format!("write {file}"))?;
     }
     if options.write {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/performance");
-        report::write(&directory, &rows, &table, options.offloads)?;
+        report::write(&directory, &rows, &table, &options)?;
     }
     Ok(())
 }
@@ -69,6 +70,7 @@ fn options() -> Result<Options> {
         seconds: 3,
         only: Vec::new(),
         offloads: true,
+        only_tcp: false,
         json: None,
         write: false,
     };
@@ -86,10 +88,11 @@ fn options() -> Result<Options> {
             }
             "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
             "--no-offloads" => options.offloads = false,
+            "--tcp" => options.only_tcp = true,
             "--json" => options.json = Some(value()?),
             "--write" => options.write = true,
             _ => bail!(
-                "usage: compare [--runs N] [--seconds N] [--only NAME,...] [--no-offloads] [--json FILE] [--write]"
+                "usage: compare [--runs N] [--seconds N] [--only NAME,...] [--no-offloads] [--tcp] [--json FILE] [--write]"
             ),
         }
     }

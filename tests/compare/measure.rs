@@ -28,7 +28,7 @@ const SEARCH_TRIES: usize = 3;
 
 /// What one run over one way gave, by the names of [`COLUMNS`].
 #[derive(Clone, Debug)]
-pub(crate) struct Figures(pub(crate) Vec<f64>);
+pub(crate) struct Figures(pub(crate) [f64; COLUMNS.len()]);
 
 /// A figure: what it is, its unit, whether more of it is better.
 pub(crate) struct Column {
@@ -63,53 +63,70 @@ pub(crate) const COLUMNS: [Column; 14] = [
     column("memory", "MiB", false),
 ];
 
+impl Figures {
+    const fn none() -> Self {
+        Self([f64::NAN; COLUMNS.len()])
+    }
+
+    /// Sets the figure of the column with this name.
+    fn set(&mut self, name: &str, value: f64) {
+        let at = COLUMNS.iter().position(|column| column.name == name);
+        self.0[at.expect("it is one of the columns")] = value;
+    }
+}
+
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (column, value) in COLUMNS.iter().zip(&self.0) {
+        let measured = COLUMNS
+            .iter()
+            .zip(&self.0)
+            .filter(|(_, value)| !value.is_nan());
+        for (column, value) in measured {
             write!(f, "{} {value:.2} {}; ", column.name, column.unit)?;
         }
         Ok(())
     }
 }
 
-/// One run.
-pub(crate) fn all(rig: &Rig, seconds: u32) -> Result<Figures> {
-    let idle = round_trips(&rig.a, &rig.target, "0.002")?;
-    let awake = {
+/// One run. With `only_tcp` what is no throughput of TCP, or its price, is no number.
+pub(crate) fn all(rig: &Rig, seconds: u32, only_tcp: bool) -> Result<Figures> {
+    let mut figures = Figures::none();
+    if !only_tcp {
+        // Before anything else: nothing has warmed the processors yet.
+        let p50 =
+            || -> Result<f64> { Ok(percentile(&round_trips(&rig.a, &rig.target, "0.002")?, 50)) };
+        figures.set("RTT p50", p50()?);
         let _spinning = [Spinner::start()?, Spinner::start()?];
-        round_trips(&rig.a, &rig.target, "0.002")?
-    };
+        figures.set("RTT p50, awake", p50()?);
+    }
     let (cpu_before, mut bytes) = (host_cpu_seconds()?, 0.0);
     let mut tcp = |options: &[&str]| -> Result<f64> {
         let end = iperf(rig, seconds, options)?;
         bytes += number(&end, "/sum_received/bytes");
         Ok(number(&end, "/sum_received/bits_per_second") / 1e9)
     };
-    let one = tcp(&[])?;
-    let four = tcp(&["-P", "4"])?;
-    let reverse = tcp(&["-R"])?;
-    let cpu = (host_cpu_seconds()? - cpu_before) / (bytes / 1e9);
+    figures.set("TCP", tcp(&[])?);
+    figures.set("TCP, 4 flows", tcp(&["-P", "4"])?);
+    figures.set("TCP, reverse", tcp(&["-R"])?);
+    let cpu = host_cpu_seconds()? - cpu_before;
+    figures.set("CPU of the whole host", cpu / (bytes / 1e9));
+    if only_tcp {
+        return Ok(figures);
+    }
     let loaded = under_load(rig, seconds)?;
-    let memory = memory(rig);
-    let [large, small, split] = [1300, 64, 1472].map(|length| udp_figures(rig, length));
-    let (large, small, split) = (large?, small?, split?);
+    figures.set("RTT p50 under TCP", percentile(&loaded, 50));
+    figures.set("RTT p99 under TCP", percentile(&loaded, 99));
+    figures.set("memory", memory(rig));
     let gigabits = |pps: f64, length: f64| pps * length * 8.0 / 1e9;
-    Ok(Figures(vec![
-        one,
-        four,
-        reverse,
-        cpu,
-        gigabits(large.clean, 1300.0),
-        gigabits(large.overload, 1300.0),
-        small.clean / 1e3,
-        small.overload / 1e3,
-        gigabits(split.clean, 1472.0),
-        percentile(&idle, 50),
-        percentile(&awake, 50),
-        percentile(&loaded, 50),
-        percentile(&loaded, 99),
-        memory,
-    ]))
+    let large = udp_figures(rig, 1300)?;
+    figures.set("UDP 1300 bytes, clean", gigabits(large.clean, 1300.0));
+    figures.set("UDP 1300 bytes, overload", gigabits(large.overload, 1300.0));
+    let small = udp_figures(rig, 64)?;
+    figures.set("UDP 64 bytes, clean", small.clean / 1e3);
+    figures.set("UDP 64 bytes, overload", small.overload / 1e3);
+    let split = udp_figures(rig, 1472)?;
+    figures.set("UDP 1472 bytes, clean", gigabits(split.clean, 1472.0));
+    Ok(figures)
 }
 
 /// Waits until others leave the machine alone for a second, but not for ever.

@@ -1,6 +1,7 @@
 //! What becomes of the figures: a table, JSON, and the pictures of the performance page.
 
 use crate::{
+    Options,
     chart::{self, Bar, figure},
     measure::{COLUMNS, Figures},
     peer::Peer,
@@ -54,6 +55,9 @@ pub(crate) fn table(rows: &[Row]) -> String {
         lines[1] += "---:|";
     }
     for (at, column) in COLUMNS.iter().enumerate() {
+        if !is_measured(rows, at) {
+            continue;
+        }
         let aim = if column.more_is_better {
             "more"
         } else {
@@ -73,6 +77,10 @@ pub(crate) fn table(rows: &[Row]) -> String {
     lines.join("\n") + "\n"
 }
 
+fn is_measured(rows: &[Row], at: usize) -> bool {
+    rows.iter().any(|row| !row.figures[at].median.is_nan())
+}
+
 /// Everything, run by run.
 pub(crate) fn json(rows: &[Row], runs: &BTreeMap<String, Vec<Figures>>) -> String {
     let names: Vec<String> = COLUMNS
@@ -90,9 +98,14 @@ pub(crate) fn json(rows: &[Row], runs: &BTreeMap<String, Vec<Figures>>) -> Strin
 }
 
 /// Writes the table and the pictures into `directory`.
-pub(crate) fn write(directory: &Path, rows: &[Row], table: &str, offloads: bool) -> Result<()> {
+pub(crate) fn write(directory: &Path, rows: &[Row], table: &str, options: &Options) -> Result<()> {
     fs::create_dir_all(directory)?;
-    let kind = if offloads { "" } else { "no-offloads-" };
+    let (kind, options) = match (options.offloads, options.only_tcp) {
+        (true, false) => ("", ""),
+        (true, true) => ("only-", " --tcp"),
+        (false, false) => ("no-offloads-", " --no-offloads"),
+        (false, true) => ("no-offloads-", " --no-offloads --tcp"),
+    };
     let pictures: [(&str, usize); 5] = [
         ("tcp", 0),
         ("cpu", 3),
@@ -100,7 +113,10 @@ pub(crate) fn write(directory: &Path, rows: &[Row], table: &str, offloads: bool)
         ("rtt", 9),
         ("rtt-loaded", 12),
     ];
-    for (name, at) in pictures {
+    for (name, at) in pictures
+        .into_iter()
+        .filter(|(_, at)| is_measured(rows, *at))
+    {
         // The bare cable is no tunnel, and would make all other bars short.
         let bars: Vec<Bar> = rows
             .iter()
@@ -127,9 +143,8 @@ pub(crate) fn write(directory: &Path, rows: &[Row], table: &str, offloads: bool)
         .find_map(|line| line.strip_prefix("model name"))
         .unwrap_or_default();
     let head = format!(
-        "Measured on {} by `tests/bench/compare{}`: {} processors ({}), {}, {}.\n\n",
+        "Measured on {} by `tests/bench/compare{options}`: {} processors ({}), {}, {}.\n\n",
         said("date", &["-u", "+%F"])?,
-        if offloads { "" } else { " --no-offloads" },
         std::thread::available_parallelism()?,
         model.trim_start_matches([' ', '\t', ':']),
         said("uname", &["-sr"])?,
