@@ -17,3 +17,4 @@ mod offloads;
 mod overlay;
 mod paths;
 mod static_peers;
+mod super_frames;
