@@ -10,7 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 use tunnel::engine::Command;
-use tunnel::io::{DataPlane, DataPlaneConfig, Tap, TapError};
+use tunnel::io::{DataPlane, DataPlaneConfig, TapError};
 use tunnel::session::LocalKeys;
 use tunnel::wire::datagram::DATA;
 use zeroize::Zeroizing;
@@ -170,9 +170,9 @@ fn a_tap_has_what_was_asked_for_and_is_gone_with_its_port() -> Result<()> {
     ensure!(shown.contains("mtu 1500"), "{shown}");
     ensure!(shown.contains(&peer(1).host_mac().to_string()), "{shown}");
     ensure!(shown.contains("UP"), "{shown}");
-    let again = a.within(|| Ok(Tap::create(Some("farlan0"), None, 1500, 2)))?;
+    let again = a.within(|| Ok(data_plane.make_tap(Some("farlan0"), None, 1500)))?;
     ensure!(matches!(&again, Err(TapError::NameTaken(_))), "{again:?}");
-    let taken = a.within(|| Ok(Tap::create(Some("eth0"), None, 1500, 2)))?;
+    let taken = a.within(|| Ok(data_plane.make_tap(Some("eth0"), None, 1500)))?;
     ensure!(matches!(&taken, Err(TapError::NameTaken(_))), "{taken:?}");
 
     data_plane.remove_port(PORT);

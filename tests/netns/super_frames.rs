@@ -6,11 +6,11 @@ use crate::{
     overlay::{eventually, lab, ping},
 };
 use anyhow::{Context, Result};
-use cli::lab::{Lab, Machine};
+use cli::lab::Machine;
 use etherparse::{
     EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader, TcpOptionElement, UdpHeader,
 };
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
 use tunnel::wire::checksum;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SIZE: u16 = 1400;
 /// Segments of each super-frame; the last is shorter.
 const SEGMENTS: usize = 12;
+/// What nobody listens at; what the far guest answers comes from there.
+const DISCARD: u16 = 9;
 const TAG: [u8; 4] = [0x81, 0, 0, 5];
 
 /// Sends frames that have `struct virtio_net_hdr` in front (packet(7), `PACKET_VNET_HDR`).
@@ -26,14 +28,14 @@ import socket, sys
 card = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
 card.setsockopt(263, 15, 1)
 card.bind((sys.argv[1], 0))
-for file in sys.argv[2:]:
-    card.send(open(file, 'rb').read())
+for headers in sys.argv[3:]:
+    card.send(bytes.fromhex(headers) + bytes(int(sys.argv[2])))
 ";
 
 /// How a super-frame looks.
 #[derive(Clone, Copy)]
 struct Shape {
-    /// Its ports, by which it is known again.
+    /// Its source port, by which it is known again.
     port: u16,
     is_v6: bool,
     is_udp: bool,
@@ -65,8 +67,8 @@ const fn payload_bytes() -> usize {
     SIZE as usize * (SEGMENTS - 1) + 100
 }
 
-/// The super-frame with its header, as a card with offloads is given it: the checksum is the pseudo-header's sum.
-fn super_frame(shape: Shape, macs: &[u8]) -> Result<Vec<u8>> {
+/// The headers of the super-frame, its own in front, as a card with offloads is given it: the checksum is the pseudo-header's sum.
+fn headers(shape: Shape, macs: &[u8], addresses: [Ipv4Addr; 2]) -> Result<Vec<u8>> {
     let protocol = if shape.is_udp {
         IpNumber::UDP
     } else {
@@ -76,14 +78,14 @@ fn super_frame(shape: Shape, macs: &[u8]) -> Result<Vec<u8>> {
         let len = payload_bytes() + UdpHeader::LEN;
         UdpHeader {
             source_port: shape.port,
-            destination_port: shape.port,
+            destination_port: DISCARD,
             length: len as u16,
             checksum: 0,
         }
         .to_bytes()
         .to_vec()
     } else {
-        let mut tcp = TcpHeader::new(shape.port, shape.port, 1, 4096);
+        let mut tcp = TcpHeader::new(shape.port, DISCARD, 1, 4096);
         (tcp.ack, tcp.psh) = (true, true);
         tcp.set_options(&[TcpOptionElement::Timestamp(7, 8)])?;
         tcp.to_bytes().to_vec()
@@ -103,7 +105,7 @@ fn super_frame(shape: Shape, macs: &[u8]) -> Result<Vec<u8>> {
         let sum = !checksum::internet(&[&header.source, &header.destination, &tail]);
         (EtherType::IPV6, header.to_bytes().to_vec(), sum)
     } else {
-        let (from, to) = ([192, 0, 2, 1], [192, 0, 2, 2]);
+        let [from, to] = addresses.map(|address| address.octets());
         let mut header = Ipv4Header::new(len, 64, protocol, from, to)?;
         header.dont_fragment = true;
         if shape.has_ip_options {
@@ -122,7 +124,6 @@ fn super_frame(shape: Shape, macs: &[u8]) -> Result<Vec<u8>> {
     let start = frame.len();
     frame.extend(&transport);
     let header_bytes = frame.len();
-    frame.extend(vec![7; payload_bytes()]);
     let kind = match (shape.is_udp, shape.is_v6) {
         (true, _) => 5,
         (false, false) => 1,
@@ -144,17 +145,17 @@ fn mac(machine: &Machine) -> Result<Vec<u8>> {
         .collect()
 }
 
-fn send(lab: &Lab, from: &Machine, macs: &[u8]) -> Result<()> {
-    let mut words = vec![
-        "python3".to_owned(),
-        "-c".to_owned(),
-        SEND.to_owned(),
-        "eth0".to_owned(),
-    ];
+fn send(from: &Machine, macs: &[u8], addresses: [Ipv4Addr; 2]) -> Result<()> {
+    let payload = payload_bytes().to_string();
+    let mut words = ["python3", "-c", SEND, "eth0", &payload]
+        .map(str::to_owned)
+        .to_vec();
     for shape in SHAPES {
-        let file = lab.directory().join(format!("{}.frame", shape.port));
-        std::fs::write(&file, super_frame(shape, macs)?)?;
-        words.push(file.display().to_string());
+        let hexadecimal = headers(shape, macs, addresses)?
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        words.push(hexadecimal);
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     from.run(&words).map(drop)
@@ -171,7 +172,9 @@ fn tagged_and_optioned_super_frames_leave_as_whole_frames_with_right_checksums()
     stage.nodes[1].machine().sh(off).unwrap();
     let macs = [mac(&stage.far).unwrap(), mac(&stage.near).unwrap()].concat();
     let capture = stage.far.capture("eth0", "", 65_535).unwrap();
-    send(&lab, &stage.near, &macs).unwrap();
+    // The near node lets its guest speak with its own address only.
+    let addresses = [&stage.near_address, &stage.far_address].map(|text| text.parse().unwrap());
+    send(&stage.near, &macs, addresses).unwrap();
     let file = capture.into_file().unwrap();
 
     let fields = [

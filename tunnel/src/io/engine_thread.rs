@@ -133,19 +133,13 @@ impl EngineThread {
         std::ops::ControlFlow::Continue(())
     }
 
-    /// Gives every worker a queue of its own; where there are not so many, the others have one to write to.
+    /// Gives every worker a queue of its own.
     fn attach(&mut self, port: PortId, tap: &Tap) {
         // The workers must know the port before its first frame comes.
         self.carry_out();
         for (index, worker) in self.workers.iter().enumerate() {
             match tap.queue(index) {
-                Ok(queue) => {
-                    worker.tell(ToWorker::Attach {
-                        port,
-                        queue,
-                        reads: index < tap.queues(),
-                    });
-                }
+                Ok(queue) => worker.tell(ToWorker::Attach { port, queue }),
                 Err(error) => warn!(%port, %error, "a worker gets no descriptor of a TAP"),
             }
         }

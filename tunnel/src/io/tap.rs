@@ -63,7 +63,7 @@ impl Tap {
     ///
     /// # Panics
     /// Without any queue.
-    pub fn create(
+    pub(super) fn create(
         name: Option<&str>,
         mac: Option<MacAddr>,
         mtu: u16,
@@ -108,17 +108,16 @@ impl Tap {
         self.ifindex
     }
 
-    /// Another descriptor of queue `index`, or of the one that it shares when there are not so many.
+    /// Another descriptor of the queue of worker `index`.
     pub(super) fn queue(&self, index: usize) -> io::Result<TapQueue> {
+        let queue = self
+            .queues
+            .get(index)
+            .ok_or_else(|| io::Error::other("it was made by a data plane with fewer workers"))?;
         Ok(TapQueue {
-            fd: self.queues[index % self.queues.len()].try_clone()?,
+            fd: queue.try_clone()?,
             takes_uso: self.takes_uso,
         })
-    }
-
-    /// How many queues it has.
-    pub(super) const fn queues(&self) -> usize {
-        self.queues.len()
     }
 }
 

@@ -43,12 +43,8 @@ const FIRST_PORT: u64 = 2;
 
 /// What a worker is told.
 pub(super) enum ToWorker {
-    /// A port has this TAP; `reads` says whether this worker is the one that reads it.
-    Attach {
-        port: PortId,
-        queue: TapQueue,
-        reads: bool,
-    },
+    /// A port has this TAP; this is the worker's queue of it.
+    Attach { port: PortId, queue: TapQueue },
     /// A port is gone. `_done` is dropped once its descriptor is.
     Detach { port: PortId, _done: Sender<()> },
     /// End.
@@ -131,8 +127,6 @@ pub(super) struct WorkerThread {
     epoll: rustix::fd::OwnedFd,
     received: ReceiveBuffers,
     frame: ReadBuffer,
-    /// Ports that this worker reads.
-    reading: Vec<PortId>,
     /// Whether every TAP takes super-frames of UDP.
     takes_uso: bool,
 }
@@ -197,7 +191,6 @@ impl WorkerThread {
             epoll,
             received: ReceiveBuffers::new(),
             frame: ReadBuffer::new(),
-            reading: Vec::new(),
             takes_uso: false,
         })
     }
@@ -326,7 +319,7 @@ impl WorkerThread {
         }
         while let Ok(message) = self.ends.inbox.try_recv() {
             match message {
-                ToWorker::Attach { port, queue, reads } => self.attach(port, queue, reads),
+                ToWorker::Attach { port, queue } => self.attach(port, queue),
                 ToWorker::Detach { port, .. } => {
                     self.stop_reading(port);
                     self.shell.taps.remove(&port);
@@ -343,25 +336,19 @@ impl WorkerThread {
         std::ops::ControlFlow::Continue(())
     }
 
-    fn attach(&mut self, port: PortId, queue: TapQueue, reads: bool) {
-        if reads {
-            let name = EventData::new_u64(FIRST_PORT + u64::from(port.0));
-            match epoll::add(&self.epoll, &queue, name, EventFlags::IN) {
-                Ok(()) => self.reading.push(port),
-                Err(errno) => warn!(%port, %errno, "cannot wait for a TAP's frames"),
-            }
+    fn attach(&mut self, port: PortId, queue: TapQueue) {
+        let name = EventData::new_u64(FIRST_PORT + u64::from(port.0));
+        if let Err(errno) = epoll::add(&self.epoll, &queue, name, EventFlags::IN) {
+            warn!(%port, %errno, "cannot wait for a TAP's frames");
         }
         self.shell.taps.insert(port, queue);
         self.takes_uso = self.shell.taps.values().all(TapQueue::takes_uso);
     }
 
     fn stop_reading(&mut self, port: PortId) {
-        if let (Some(at), Some(queue)) = (
-            self.reading.iter().position(|p| *p == port),
-            self.shell.taps.get(&port),
-        ) {
+        if let Some(queue) = self.shell.taps.get(&port) {
+            // One that is gone was stopped before.
             let _ = epoll::delete(&self.epoll, queue.as_fd());
-            self.reading.swap_remove(at);
         }
     }
 }
