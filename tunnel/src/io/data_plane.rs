@@ -179,7 +179,8 @@ impl DataPlane {
         self.tell(ToEngine::Command(Box::new(command)));
     }
 
-    /// Makes a TAP with a queue for each worker; see [`Tap::create`].
+    /// Makes a TAP with a queue for each worker and brings it up. Without a `name` the kernel chooses `tapN`, without a `mac`
+    /// one at random.
     ///
     /// # Errors
     /// Why it could not be made; nothing is left behind then.
