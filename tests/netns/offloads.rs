@@ -92,16 +92,42 @@ fn streams_cross_as_super_frames_over_both_ip_versions() -> Result<()> {
     Ok(())
 }
 
+/// Lets no network card of a machine do anything for the kernel. TAPs and bridges are none.
+pub(crate) fn switch_offloads_off(machine: &Machine) {
+    let off = "for card in $(ls /sys/class/net); do case $card in lo|br*|farlan*) ;; *)
+        ethtool -K $card tx off rx off sg off tso off gso off gro off 2>/dev/null || : ;; esac; done";
+    machine.sh(off).unwrap();
+}
+
+/// These fields of the recorded frames that `filter` selects, a line each, with every checksum verified.
+pub(crate) fn tshark(
+    machine: &Machine,
+    file: &str,
+    filter: &str,
+    fields: &[&str],
+) -> Result<String> {
+    let mut argv = vec!["tshark", "-r", file, "-Y", filter, "-T", "fields"];
+    for option in [
+        "ip.check_checksum:TRUE",
+        "tcp.check_checksum:TRUE",
+        "udp.check_checksum:TRUE",
+    ] {
+        argv.extend(["-o", option]);
+    }
+    for field in fields {
+        argv.extend(["-e", field]);
+    }
+    machine.run_for(PATIENCE, &argv)
+}
+
 #[test]
 fn checksums_are_right_towards_a_network_card_without_offloads() {
     let lab = lab("checksums");
     let stage = two_guests(&lab);
     eventually(|| ping(&stage.near, &stage.far_address)).unwrap();
     // The far guest's card, and the bridge's side of its cable: whatever arrives there is as it would be on a wire.
-    let off = "for card in $(ls /sys/class/net); do case $card in lo|br*|farlan*) ;; *)
-        ethtool -K $card tx off rx off sg off tso off gso off gro off 2>/dev/null || : ;; esac; done";
-    stage.far.sh(off).unwrap();
-    stage.nodes[1].machine().sh(off).unwrap();
+    switch_offloads_off(&stage.far);
+    switch_offloads_off(stage.nodes[1].machine());
     let capture = stage.far.capture("eth0", "", 65_535).unwrap();
 
     let content = content(4 << 20);
@@ -114,30 +140,8 @@ fn checksums_are_right_towards_a_network_card_without_offloads() {
     let file = capture.into_file().unwrap();
 
     let tshark = |filter: &str| {
-        let argv = [
-            "tshark",
-            "-r",
-            &file,
-            "-o",
-            "ip.check_checksum:TRUE",
-            "-o",
-            "tcp.check_checksum:TRUE",
-            "-o",
-            "udp.check_checksum:TRUE",
-            "-Y",
-            filter,
-            "-T",
-            "fields",
-            "-e",
-            "frame.number",
-            "-e",
-            "ip.src",
-            "-e",
-            "ip.proto",
-            "-e",
-            "frame.len",
-        ];
-        stage.far.run_for(PATIENCE, &argv).unwrap()
+        let fields = ["frame.number", "ip.src", "ip.proto", "frame.len"];
+        tshark(&stage.far, &file, filter, &fields).unwrap()
     };
     let bad =
         tshark("ip.checksum.status == 0 || tcp.checksum.status == 0 || udp.checksum.status == 0");

@@ -3,6 +3,7 @@
 
 use crate::{
     guests::two_guests,
+    offloads::{switch_offloads_off, tshark},
     overlay::{eventually, lab, ping},
 };
 use anyhow::{Context, Result};
@@ -10,10 +11,9 @@ use cli::lab::Machine;
 use etherparse::{
     EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader, TcpOptionElement, UdpHeader,
 };
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 use tunnel::wire::checksum;
 
-const PATIENCE: Duration = Duration::from_secs(60);
 /// Bytes of payload in each segment.
 const SIZE: u16 = 1400;
 /// Segments of each super-frame; the last is shorter.
@@ -67,7 +67,8 @@ const fn payload_bytes() -> usize {
     SIZE as usize * (SEGMENTS - 1) + 100
 }
 
-/// The headers of the super-frame, its own in front, as a card with offloads is given it: the checksum is the pseudo-header's sum.
+/// The headers of the super-frame, its own in front, as a card with offloads is given it: the checksum is the
+/// pseudo-header's sum.
 fn headers(shape: Shape, macs: &[u8], addresses: [Ipv4Addr; 2]) -> Result<Vec<u8>> {
     let protocol = if shape.is_udp {
         IpNumber::UDP
@@ -166,15 +167,27 @@ fn tagged_and_optioned_super_frames_leave_as_whole_frames_with_right_checksums()
     let lab = lab("tagged");
     let stage = two_guests(&lab);
     eventually(|| ping(&stage.near, &stage.far_address)).unwrap();
-    let off = "for card in $(ls /sys/class/net); do case $card in lo|br*|farlan*) ;; *)
-        ethtool -K $card tx off rx off sg off tso off gso off gro off 2>/dev/null || : ;; esac; done";
-    stage.far.sh(off).unwrap();
-    stage.nodes[1].machine().sh(off).unwrap();
+    switch_offloads_off(&stage.far);
+    switch_offloads_off(stage.nodes[1].machine());
     let macs = [mac(&stage.far).unwrap(), mac(&stage.near).unwrap()].concat();
     let capture = stage.far.capture("eth0", "", 65_535).unwrap();
+    let near_node = stage.nodes[0].machine();
+    let taps = near_node
+        .sh("ls /sys/class/net/br0/brif | grep -v '^p-'")
+        .unwrap();
+    let at_tap = near_node.capture(taps.trim(), "", 65_535).unwrap();
     // The near node lets its guest speak with its own address only.
     let addresses = [&stage.near_address, &stage.far_address].map(|text| text.parse().unwrap());
     send(&stage.near, &macs, addresses).unwrap();
+    let whole = at_tap.stop().unwrap();
+    let whole = whole
+        .iter()
+        .filter(|frame| frame.bytes.len() > payload_bytes());
+    assert_eq!(
+        whole.count(),
+        SHAPES.len(),
+        "super-frames reach the TAP as such"
+    );
     let file = capture.into_file().unwrap();
 
     let fields = [
@@ -187,30 +200,8 @@ fn tagged_and_optioned_super_frames_leave_as_whole_frames_with_right_checksums()
         "ip.checksum.status",
         "vlan.id",
         "ip.hdr_len",
-        "frame.len",
     ];
-    let mut argv = vec![
-        "tshark",
-        "-r",
-        &file,
-        "-Y",
-        "tcp || udp",
-        "-T",
-        "fields",
-        "-E",
-        "separator=/t",
-    ];
-    for option in [
-        "ip.check_checksum:TRUE",
-        "tcp.check_checksum:TRUE",
-        "udp.check_checksum:TRUE",
-    ] {
-        argv.extend(["-o", option]);
-    }
-    for field in fields {
-        argv.extend(["-e", field]);
-    }
-    let said = stage.far.run_for(PATIENCE, &argv).unwrap();
+    let said = tshark(&stage.far, &file, "tcp || udp", &fields).unwrap();
     let mut seen: BTreeMap<u16, (usize, usize)> = BTreeMap::new();
     for line in said.lines() {
         let cells: Vec<&str> = line.split('\t').collect();

@@ -127,6 +127,7 @@ impl Cutter {
         let Self {
             layout, checksum, ..
         } = self;
+        let part = self.part(index);
         headers.copy_from_slice(&first[..layout.payload]);
         layout.count_identification(headers, index);
         if self.kind != SegmentationKind::Udp {
@@ -134,7 +135,7 @@ impl Cutter {
             let sequence = u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]);
             let sequence = sequence.wrapping_add((usize::from(index) * self.size) as u32);
             tcp[4..8].copy_from_slice(&sequence.to_be_bytes());
-            let is_last = index + 1 == self.count();
+            let is_last = part.end == self.frame_bytes;
             if !is_last {
                 tcp[13] &= !FIN_AND_PSH;
             }
@@ -142,7 +143,7 @@ impl Cutter {
                 tcp[13] &= !CWR;
             }
         }
-        let len = self.piece_len(index);
+        let len = layout.payload + part.len();
         layout.set_len(headers, *checksum, self.frame_bytes, len);
     }
 
