@@ -6,6 +6,8 @@
 
 mod chart;
 mod measure;
+#[path = "../measuring.rs"]
+mod measuring;
 mod peer;
 mod report;
 
@@ -17,7 +19,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 /// What is asked for.
 struct Options {
     runs: usize,
-    seconds: u32,
+    seconds: u64,
     only: Vec<String>,
     offloads: bool,
     only_tcp: bool,

@@ -1,9 +1,9 @@
 //! What is measured between two machines: iperf3 for throughput, ping for delay, the host's clock for CPU.
 
+use crate::measuring::{reported, resident_mib, stream};
 use crate::peer::Rig;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cli::lab::Machine;
-use serde_json::Value;
 use std::{
     fmt,
     process::{Child, Command},
@@ -35,32 +35,51 @@ pub(crate) struct Column {
     pub(crate) name: &'static str,
     pub(crate) unit: &'static str,
     pub(crate) more_is_better: bool,
+    /// What its picture is called, if it has one.
+    pub(crate) picture: Option<&'static str>,
 }
 
-const fn column(name: &'static str, unit: &'static str, more_is_better: bool) -> Column {
-    Column {
-        name,
-        unit,
-        more_is_better,
+impl Column {
+    const fn more(name: &'static str, unit: &'static str) -> Self {
+        Self {
+            name,
+            unit,
+            more_is_better: true,
+            picture: None,
+        }
+    }
+
+    const fn less(name: &'static str, unit: &'static str) -> Self {
+        Self {
+            more_is_better: false,
+            ..Self::more(name, unit)
+        }
+    }
+
+    const fn shown(self, picture: &'static str) -> Self {
+        Self {
+            picture: Some(picture),
+            ..self
+        }
     }
 }
 
 /// Everything that is measured, in the order of [`Figures`].
 pub(crate) const COLUMNS: [Column; 14] = [
-    column("TCP", "Gbit/s", true),
-    column("TCP, 4 flows", "Gbit/s", true),
-    column("TCP, reverse", "Gbit/s", true),
-    column("CPU of the whole host", "s/GB", false),
-    column("UDP 1300 bytes, clean", "Gbit/s", true),
-    column("UDP 1300 bytes, overload", "Gbit/s", true),
-    column("UDP 64 bytes, clean", "kpps", true),
-    column("UDP 64 bytes, overload", "kpps", true),
-    column("UDP 1472 bytes, clean", "Gbit/s", true),
-    column("RTT p50", "µs", false),
-    column("RTT p50, awake", "µs", false),
-    column("RTT p50 under TCP", "µs", false),
-    column("RTT p99 under TCP", "µs", false),
-    column("memory", "MiB", false),
+    Column::more("TCP", "Gbit/s").shown("tcp"),
+    Column::more("TCP, 4 flows", "Gbit/s"),
+    Column::more("TCP, reverse", "Gbit/s"),
+    Column::less("CPU of the whole host", "s/GB").shown("cpu"),
+    Column::more("UDP 1300 bytes, clean", "Gbit/s").shown("udp-1300"),
+    Column::more("UDP 1300 bytes, overload", "Gbit/s"),
+    Column::more("UDP 64 bytes, clean", "kpps"),
+    Column::more("UDP 64 bytes, overload", "kpps"),
+    Column::more("UDP 1472 bytes, clean", "Gbit/s"),
+    Column::less("RTT p50", "µs").shown("rtt"),
+    Column::less("RTT p50, awake", "µs"),
+    Column::less("RTT p50 under TCP", "µs"),
+    Column::less("RTT p99 under TCP", "µs").shown("rtt-loaded"),
+    Column::less("memory", "MiB"),
 ];
 
 impl Figures {
@@ -89,7 +108,7 @@ impl fmt::Display for Figures {
 }
 
 /// One run. With `only_tcp` what is no throughput of TCP, or its price, is no number.
-pub(crate) fn all(rig: &Rig, seconds: u32, only_tcp: bool) -> Result<Figures> {
+pub(crate) fn all(rig: &Rig, seconds: u64, only_tcp: bool) -> Result<Figures> {
     let mut figures = Figures::none();
     if !only_tcp {
         // Before anything else: nothing has warmed the processors yet.
@@ -101,9 +120,9 @@ pub(crate) fn all(rig: &Rig, seconds: u32, only_tcp: bool) -> Result<Figures> {
     }
     let (cpu_before, mut bytes) = (host_cpu_seconds()?, 0.0);
     let mut tcp = |options: &[&str]| -> Result<f64> {
-        let end = iperf(rig, seconds, options)?;
-        bytes += number(&end, "/sum_received/bytes");
-        Ok(number(&end, "/sum_received/bits_per_second") / 1e9)
+        let end = stream(&rig.a, &rig.target, seconds, options)?;
+        bytes += reported(&end, "/sum_received/bytes")?;
+        Ok(reported(&end, "/sum_received/bits_per_second")? / 1e9)
     };
     figures.set("TCP", tcp(&[])?);
     figures.set("TCP, 4 flows", tcp(&["-P", "4"])?);
@@ -177,38 +196,16 @@ struct Datagrams {
 /// A second of datagrams at this rate of packets, or as fast as the sender can.
 fn udp(rig: &Rig, length: u32, rate: f64) -> Result<Datagrams> {
     let bits = format!("{:.0}", rate * f64::from(length) * 8.0);
-    let end = iperf(rig, 1, &["-u", "-l", &length.to_string(), "-b", &bits])?;
-    let seconds = number(&end, "/sum/seconds");
-    let (packets, lost) = (
-        number(&end, "/sum/packets"),
-        number(&end, "/sum/lost_packets"),
-    );
+    let options = ["-u", "-l", &length.to_string(), "-b", &bits];
+    let end = stream(&rig.a, &rig.target, 1, &options)?;
+    let seconds = reported(&end, "/sum/seconds")?;
+    let packets = reported(&end, "/sum/packets")?;
+    let lost = reported(&end, "/sum/lost_packets")?;
     Ok(Datagrams {
         sent: packets / seconds,
         received: (packets - lost) / seconds,
-        loss: number(&end, "/sum/lost_percent"),
+        loss: reported(&end, "/sum/lost_percent")?,
     })
-}
-
-fn number(report: &Value, at: &str) -> f64 {
-    report
-        .pointer(at)
-        .and_then(Value::as_f64)
-        .unwrap_or(f64::NAN)
-}
-
-/// What iperf3 says at the end of a stream from a to b.
-fn iperf(rig: &Rig, seconds: u32, options: &[&str]) -> Result<Value> {
-    let seconds_text = seconds.to_string();
-    let mut words = vec!["iperf3", "-c", &rig.target, "-J", "-t", &seconds_text];
-    words.extend(options);
-    let limit = Duration::from_secs(u64::from(seconds) + 20);
-    let said = rig.a.run_for(limit, &words)?;
-    let mut report: Value = serde_json::from_str(&said).context("iperf3's report")?;
-    if let Some(error) = report["error"].as_str() {
-        bail!("iperf3: {error}");
-    }
-    Ok(report["end"].take())
 }
 
 /// Round trips in microseconds, sorted.
@@ -230,7 +227,7 @@ fn round_trips(from: &Machine, target: &str, interval: &str) -> Result<Vec<f64>>
 }
 
 /// Round trips while one TCP stream takes what it can.
-fn under_load(rig: &Rig, seconds: u32) -> Result<Vec<f64>> {
+fn under_load(rig: &Rig, seconds: u64) -> Result<Vec<f64>> {
     let time = (seconds.max(3) + 3).to_string();
     let words = ["iperf3", "-c", &rig.target, "-t", &time];
     let mut stream = rig.a.spawn("load", &words)?;
@@ -265,7 +262,7 @@ fn host_cpu_seconds() -> Result<f64> {
 /// The resident memory of the tunnel's processes, without the shells that hold them, in MiB.
 fn memory(rig: &Rig) -> f64 {
     let mut wanted: Vec<u32> = rig.tunnels.iter().filter_map(|p| p.pid()).collect();
-    let mut kilobytes = 0.0;
+    let mut total = 0.0;
     while let Some(pid) = wanted.pop() {
         let read =
             |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
@@ -276,14 +273,11 @@ fn memory(rig: &Rig) -> f64 {
                 .filter_map(|p| p.parse::<u32>().ok()),
         );
         if !["bash", "sh", "sleep"].contains(&read("comm").trim()) {
-            let status = read("status");
-            let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-            kilobytes += resident
-                .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<f64>().ok())
-                .unwrap_or_default();
+            // One that has ended meanwhile has none.
+            total += resident_mib(pid, "VmRSS").unwrap_or_default();
         }
     }
-    kilobytes / 1024.0
+    total
 }
 
 /// Keeps a processor from sleeping, and gives way to everything else.

@@ -4,11 +4,12 @@ use crate::{
     Options,
     chart::{self, Bar, figure},
     measure::{COLUMNS, Figures},
+    measuring::{Spread, processor, said},
     peer::Peer,
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::json;
-use std::{collections::BTreeMap, fs, path::Path, process::Command};
+use std::{collections::BTreeMap, fs, path::Path};
 
 /// One tunnel's figures over all its runs, in the order of [`COLUMNS`].
 pub(crate) struct Row {
@@ -18,26 +19,9 @@ pub(crate) struct Row {
     figures: Vec<Spread>,
 }
 
-#[derive(Clone, Copy)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
 impl Row {
     pub(crate) fn new(peer: &Peer, runs: &[Figures]) -> Self {
-        let spread = |at: usize| {
-            let mut all: Vec<f64> = runs.iter().map(|run| run.0[at]).collect();
-            all.retain(|value| !value.is_nan());
-            all.sort_by(f64::total_cmp);
-            let pick = |at: usize| all.get(at).copied().unwrap_or(f64::NAN);
-            Spread {
-                median: pick(all.len() / 2),
-                least: pick(0),
-                most: pick(all.len().saturating_sub(1)),
-            }
-        };
+        let spread = |at: usize| Spread::of(runs.iter().map(|run| run.0[at]));
         Self {
             name: peer.name.clone(),
             version: peer.version.clone(),
@@ -102,21 +86,14 @@ pub(crate) fn write(directory: &Path, rows: &[Row], table: &str, options: &Optio
     fs::create_dir_all(directory)?;
     let (kind, options) = match (options.offloads, options.only_tcp) {
         (true, false) => ("", ""),
-        (true, true) => ("only-", " --tcp"),
+        (true, true) => ("tcp-alone-", " --tcp"),
         (false, false) => ("no-offloads-", " --no-offloads"),
         (false, true) => ("no-offloads-", " --no-offloads --tcp"),
     };
-    let pictures: [(&str, usize); 5] = [
-        ("tcp", 0),
-        ("cpu", 3),
-        ("udp-1300", 4),
-        ("rtt", 9),
-        ("rtt-loaded", 12),
-    ];
-    for (name, at) in pictures
-        .into_iter()
-        .filter(|(_, at)| is_measured(rows, *at))
-    {
+    for (at, column) in COLUMNS.iter().enumerate() {
+        let Some(name) = column.picture.filter(|_| is_measured(rows, at)) else {
+            continue;
+        };
         // The bare cable is no tunnel, and would make all other bars short.
         let bars: Vec<Bar> = rows
             .iter()
@@ -129,24 +106,14 @@ pub(crate) fn write(directory: &Path, rows: &[Row], table: &str, options: &Optio
                 is_ours: row.name == "farlan",
             })
             .collect();
-        let picture = chart::bars(COLUMNS[at].name, COLUMNS[at].unit, &bars);
+        let picture = chart::bars(column.name, column.unit, &bars);
         fs::write(directory.join(format!("{kind}{name}.svg")), picture)?;
     }
-    let said = |program: &str, arguments: &[&str]| -> Result<String> {
-        let output = Command::new(program).args(arguments).output();
-        let output = output.with_context(|| format!("run {program}"))?;
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let cpus = fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .unwrap_or_default();
     let head = format!(
         "Measured on {} by `tests/bench/compare{options}`: {} processors ({}), {}, {}.\n\n",
         said("date", &["-u", "+%F"])?,
         std::thread::available_parallelism()?,
-        model.trim_start_matches([' ', '\t', ':']),
+        processor()?,
         said("uname", &["-sr"])?,
         said("iperf3", &["--version"])?
             .lines()

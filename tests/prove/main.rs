@@ -11,6 +11,8 @@
     reason = "the stage is shared with tests that use more of it"
 )]
 
+#[path = "../measuring.rs"]
+mod measuring;
 mod memory;
 #[path = "../netns/overlay.rs"]
 mod overlay;
@@ -20,9 +22,9 @@ mod wire;
 use anyhow::{Context, Result, bail, ensure};
 use cli::demo::Node;
 use cli::lab::{Lab, Machine, Nat};
+use measuring::{processor, said};
 use overlay::{FARLAN, eventually, fabric, founder, host_behind, lab, path_kind, ping, program};
 use std::path::Path;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How often each time is taken.
@@ -141,15 +143,10 @@ fn is_fresh(file: &Path) -> bool {
 }
 
 fn heading() -> Result<String> {
-    let model = std::fs::read_to_string("/proc/cpuinfo")?;
-    let model = model
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .unwrap_or_default();
     Ok(format!(
         "# Measured on {}\n\n{} x{}, Linux {}, load {} at the start; built without link-time optimisation.\n",
         said("date", &["-u", "+%F"])?,
-        model.trim_start_matches([' ', '\t', ':']),
+        processor()?,
         std::thread::available_parallelism()?,
         said("uname", &["-r"])?,
         std::fs::read_to_string("/proc/loadavg")?
@@ -157,11 +154,6 @@ fn heading() -> Result<String> {
             .next()
             .unwrap_or_default(),
     ))
-}
-
-fn said(program: &str, arguments: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(arguments).output()?;
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// Pings until an answer comes; returns how long that took since `began`.

@@ -1,5 +1,6 @@
 //! What a node holds in memory: beside two peers, and with a thousand sessions in use.
 
+use crate::measuring::resident_mib;
 use crate::overlay::{eventually, fabric, founder, lab, member, ping, program};
 use crate::{Amount, Measured};
 use anyhow::{Context, Result, ensure};
@@ -47,15 +48,9 @@ struct Resident {
 
 impl Resident {
     fn of(pid: u32) -> Result<Self> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let field = |name: &str| -> Result<f64> {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kilobytes = line.with_context(|| format!("no {name} in status"))?;
-            Ok(kilobytes.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-        };
         Ok(Self {
-            now: field("VmRSS:")?,
-            peak: field("VmHWM:")?,
+            now: resident_mib(pid, "VmRSS")?,
+            peak: resident_mib(pid, "VmHWM")?,
         })
     }
 

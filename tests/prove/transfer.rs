@@ -1,11 +1,10 @@
 //! What the tunnel carries where the way is not straight: through a relay, and over a path that loses.
 
+use crate::measuring::{Spread, reported, stream};
 use crate::overlay::{FARLAN, await_path, eventually, founder, lab, member, ping};
 use crate::{Amount, Measured, cpu_seconds, wire};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cli::demo::Node;
-use cli::lab::Machine;
-use serde_json::Value;
 use std::thread;
 use std::time::Duration;
 
@@ -17,34 +16,18 @@ const SETTLING: Duration = Duration::from_secs(8);
 /// Mbit/s for the relay: more than this machine can carry.
 const RELAY_RATE: &str = "100000";
 
-/// What iperf3 says at the end of a stream.
-fn stream(from: &Machine, target: &str, seconds: u64, options: &[&str]) -> Result<Value> {
-    let time = seconds.to_string();
-    let mut words = vec!["iperf3", "-c", target, "-J", "-t", &time];
-    words.extend(options);
-    let said = from.run_for(Duration::from_secs(seconds + 20), &words)?;
-    let mut report: Value = serde_json::from_str(&said).context("iperf3's report")?;
-    if let Some(error) = report["error"].as_str() {
-        bail!("iperf3: {error}");
-    }
-    Ok(report["end"].take())
-}
-
-fn figure(report: &Value, at: &str) -> Result<f64> {
-    let value = report.pointer(at).and_then(Value::as_f64);
-    value.with_context(|| format!("iperf3 tells no {at}"))
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 /// Median and range in a table cell.
-fn cell(values: &mut [f64]) -> String {
-    let middle = median(values);
-    let (least, most) = (values[0], values[values.len() - 1]);
-    format!("{middle:.2} ({least:.2}–{most:.2})")
+fn cell(values: &[f64]) -> String {
+    let Spread {
+        median,
+        least,
+        most,
+    } = spread(values);
+    format!("{median:.2} ({least:.2}–{most:.2})")
+}
+
+fn spread(values: &[f64]) -> Spread {
+    Spread::of(values.iter().copied())
 }
 
 /// What one stream carried, and what that cost whom.
@@ -70,12 +53,12 @@ fn carried(nodes: [&mut Node; 3], target: &str, seconds: u64) -> Result<Carried>
     let report = stream(&from, target, seconds, &[])?;
     let after = used()?;
     let of = |index: usize| after[index] - before[index];
-    let gigabytes = figure(&report, "/sum_received/bytes")? / 1e9;
-    let programs = figure(&report, "/cpu_utilization_percent/host_total")?
-        + figure(&report, "/cpu_utilization_percent/remote_total")?;
+    let gigabytes = reported(&report, "/sum_received/bytes")? / 1e9;
+    let programs = reported(&report, "/cpu_utilization_percent/host_total")?
+        + reported(&report, "/cpu_utilization_percent/remote_total")?;
     let programs = programs / 100.0 * seconds as f64;
     Ok(Carried {
-        gigabits: figure(&report, "/sum_received/bits_per_second")? / 1e9,
+        gigabits: reported(&report, "/sum_received/bits_per_second")? / 1e9,
         ends: (of(0) + of(1) + programs) / gigabytes,
         relay: of(2) / gigabytes,
     })
@@ -122,9 +105,9 @@ pub(crate) fn relay(amount: Amount) -> Result<Measured> {
     let row = |what: &str, of: &[Carried]| {
         format!(
             "| {what} | {} | {} | {} |",
-            cell(&mut column(of, |c| c.gigabits)),
-            cell(&mut column(of, |c| c.ends)),
-            cell(&mut column(of, |c| c.relay)),
+            cell(&column(of, |c| c.gigabits)),
+            cell(&column(of, |c| c.ends)),
+            cell(&column(of, |c| c.relay)),
         )
     };
     let mut lines = vec![
@@ -133,9 +116,9 @@ pub(crate) fn relay(amount: Amount) -> Result<Measured> {
         row("straight", &straight),
         row("through the relay", &relayed),
     ];
-    let ends = |of: &[Carried]| median(&mut column(of, |c| c.ends));
+    let ends = |of: &[Carried]| spread(&column(of, |c| c.ends)).median;
     let share = ends(&straight) / ends(&relayed);
-    let relay = median(&mut column(&relayed, |c| c.relay)) / (ends(&relayed) / 2.0);
+    let relay = spread(&column(&relayed, |c| c.relay)).median / (ends(&relayed) / 2.0);
     lines.push(format!(
         "\n{} runs of {seconds} s, medians and ranges; all of it on the same processors. Through the relay each CPU second of the end hosts carries {share:.2} of what it carries straight (goal: 0.6); the relay's CPU for each GB is {relay:.2} of an end host's (goal: under 0.5).",
         amount.runs
@@ -174,17 +157,17 @@ pub(crate) fn lossy(amount: Amount) -> Result<Measured> {
     for _ in 0..runs {
         for (values, target) in goodput.iter_mut().zip([ADDRESSES[1], &inside]) {
             let report = stream(&a, target, seconds, &["-C", "cubic"])?;
-            values.push(figure(&report, "/sum_received/bits_per_second")? / 1e6);
+            values.push(reported(&report, "/sum_received/bits_per_second")? / 1e6);
         }
     }
-    let [mut outside, mut inside] = goodput;
+    let [outside, inside] = goodput;
     ensure!(outside.len() == runs, "every run was measured");
-    let share = median(&mut inside) / median(&mut outside);
+    let share = spread(&inside).median / spread(&outside).median;
     let lines = vec![
         "| TCP (CUBIC) | Mbit/s |".to_owned(),
         "|---|---:|".to_owned(),
-        format!("| outside | {} |", cell(&mut outside)),
-        format!("| inside | {} |", cell(&mut inside)),
+        format!("| outside | {} |", cell(&outside)),
+        format!("| inside | {} |", cell(&inside)),
         format!(
             "\n{runs} runs of {seconds} s each, by turns, medians and ranges; 1 % of the frames lost each way, 40 ms there and back, no offloads on the cable. Inside has {share:.2} of the goodput outside (goal: 0.9)."
         ),
