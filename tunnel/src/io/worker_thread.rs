@@ -26,8 +26,11 @@ use crate::snapshot::Snapshot;
 use crate::stats::{Counter, Counters};
 use crate::worker::{Output, Report, Worker};
 
-/// Frames of one TAP in one turn (and no more than [`TURN_BYTES`]), so that no TAP starves the others or the socket.
-const FRAMES_PER_TURN: usize = 64;
+/// Frames of one TAP in one turn, so that no TAP starves the others or the socket.
+const FRAMES_PER_TURN: usize = 128;
+/// Bytes of them, about, while they are single frames; of super-frames as many as one receive call takes. Why the smallest
+/// frames may be more than others stands in `docs/decisions/0014-workers-rest.md`.
+const SINGLE_FRAMES_TURN_BYTES: usize = 80 << 10;
 /// So many runs in the socket at once say that the worker is behind.
 const BEHIND_RUNS: usize = 2;
 /// So many datagrams of one flow are joined while the worker is not behind.
@@ -292,9 +295,13 @@ impl WorkerThread {
                 Ok(Some((frame, offload))) => {
                     self.shell.moderation.note(&offload);
                     bytes += frame.len();
+                    let bytes_max = match offload.segmentation {
+                        None => SINGLE_FRAMES_TURN_BYTES,
+                        Some(_) => TURN_BYTES,
+                    };
                     self.worker
                         .handle_frame(port, frame, offload, now, &mut self.shell);
-                    if bytes >= TURN_BYTES {
+                    if bytes >= bytes_max {
                         break;
                     }
                 }
