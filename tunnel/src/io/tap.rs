@@ -234,6 +234,9 @@ fn explain(error: io::Error, name: &str) -> TapError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::offload::{PartialChecksum, Segmentation};
+    use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
     #[test]
     fn a_name_that_linux_would_not_take_is_refused_at_once() {
@@ -246,5 +249,65 @@ mod tests {
                 "{name}"
             );
         }
+    }
+
+    #[test]
+    fn a_kernel_without_super_frames_of_udp_gets_each_datagram_with_its_checksum() {
+        let (ours, kernels) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+            None,
+        )
+        .unwrap();
+        let queue = TapQueue {
+            fd: ours,
+            takes_uso: false,
+        };
+        let payload: Vec<u8> = (0..250).collect();
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2])
+            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+            .udp(5000, 6000)
+            .write(&mut frame, &payload)
+            .unwrap();
+        // As a kernel leaves it: the sum of addresses, protocol and length.
+        let pseudo: u16 = 0x0a00 + 1 + 0x0a00 + 2 + 17 + 258;
+        frame[40..42].copy_from_slice(&pseudo.to_be_bytes());
+        let offload = Offload {
+            checksum: Some(PartialChecksum {
+                start: 34,
+                offset: 6,
+            }),
+            segmentation: Some(Segmentation {
+                kind: SegmentationKind::Udp,
+                size: 100,
+                has_ecn: false,
+            }),
+        };
+        assert!(queue.write(&frame, offload));
+
+        let mut bytes = [0; 512];
+        let mut seen = Vec::new();
+        while let Ok(len) = rustix::io::read(&kernels, &mut bytes) {
+            let (header, frame) = bytes[..len].split_at(VNET_HEADER_BYTES);
+            assert_eq!(header, [0; VNET_HEADER_BYTES], "nothing left to be done");
+            let packet = SlicedPacket::from_ethernet(frame).unwrap();
+            let (Some(NetSlice::Ipv4(ip)), Some(TransportSlice::Udp(udp))) =
+                (packet.net, packet.transport)
+            else {
+                panic!("no datagram")
+            };
+            let sum = udp
+                .to_header()
+                .calc_checksum_ipv4(&ip.header().to_header(), udp.payload());
+            assert_eq!(udp.checksum(), sum.unwrap());
+            seen.push(udp.payload().to_vec());
+        }
+        assert_eq!(
+            seen.iter().map(Vec::len).collect::<Vec<_>>(),
+            [100, 100, 50]
+        );
+        assert_eq!(seen.concat(), payload);
     }
 }

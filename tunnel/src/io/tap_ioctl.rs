@@ -54,7 +54,7 @@ pub(super) fn open_queue(
 
 /// Asks for the best offloads that the kernel knows; tells which those are.
 pub(super) fn set_offloads(fd: &OwnedFd, name: &str) -> libc::c_uint {
-    for offloads in OFFLOADS {
+    let offloads = best_taken(|&offloads| {
         // SAFETY: the descriptor is open while `fd` lives; TUNSETOFFLOAD takes its argument by value and keeps no
         // reference to anything of ours.
         #[expect(unsafe_code, reason = "no safe wrapper sets a TAP's offloads")]
@@ -65,12 +65,15 @@ pub(super) fn set_offloads(fd: &OwnedFd, name: &str) -> libc::c_uint {
                 libc::c_ulong::from(offloads),
             )
         };
-        if result == 0 {
-            debug!(name, offloads, "a TAP's offloads");
-            return offloads;
-        }
-    }
-    0
+        result == 0
+    });
+    debug!(name, offloads, "a TAP's offloads");
+    offloads
+}
+
+/// The first set that the kernel takes.
+fn best_taken(takes: impl FnMut(&libc::c_uint) -> bool) -> libc::c_uint {
+    OFFLOADS.into_iter().find(takes).unwrap_or(0)
 }
 
 /// Sets an interface's MAC before it comes up, so that its link-local address is made from the right one.
@@ -121,4 +124,24 @@ fn request(name: &str) -> libc::ifreq {
         *to = libc::c_char::from_ne_bytes([from]);
     }
     request
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_kernel_gets_what_it_knows() {
+        let all = OFFLOADS[0];
+        for (known, taken) in [
+            (all, all),
+            (all & !USO, all & !USO), // before Linux 6.2
+            (libc::TUN_F_CSUM | TSO, libc::TUN_F_CSUM | TSO),
+            (libc::TUN_F_CSUM, 0),
+            (0, 0),
+        ] {
+            assert_eq!(best_taken(|asked| asked & !known == 0), taken, "{known:#x}");
+        }
+        assert_eq!(best_taken(|_| false), 0);
+    }
 }
