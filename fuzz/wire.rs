@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tunnel::relay::message::{self, MESSAGE_BYTES, Message};
 use tunnel::relay::{RelayClient, RelayGrant, RelayLimits, RelayServer, Verdict};
 use tunnel::split::Rejoiner;
-use tunnel::stun::{StunClient, server_answer};
+use tunnel::stun::{LifetimeProbe, ProbeSocket, StunClient, server_answer};
 use tunnel::switch::facts::Facts;
 use tunnel::wire::arp::ArpPacket;
 use tunnel::wire::datagram::{DataHeader, DatagramKind, RelayHeader, classify};
@@ -93,6 +93,7 @@ fn stun_questions_are_answered_no_longer_than_bounded() {
             for request in [broken(&question, edits), bytes.clone()] {
                 let (at, other) = (addr(1), SocketAddr::from(([192, 0, 2, 1], 4001)));
                 if let Some(answer) = server_answer(&request, addr(9), at, other) {
+                    assert_eq!(answer.to.ip(), addr(9).ip(), "never to a third");
                     assert!(answer.bytes.len() <= 548, "fits every path (RFC 8489 §6.1)");
                 }
             }
@@ -117,9 +118,40 @@ fn stun_answers_are_read() {
                 };
                 let answer = server_answer(&question, addr(77), to, other).unwrap();
                 let from = if *from_other { other } else { to };
-                client.handle_response(from, &broken(&answer.bytes, edits), now);
+                client.handle_datagram(from, &broken(&answer.bytes, edits), now);
                 while client.poll_event().is_some() {}
                 assert!(client.reflexive().len() <= 16);
+            }
+        });
+}
+
+#[test]
+fn lifetimes_are_measured() {
+    check!()
+        .with_type()
+        .for_each(|answers: &Vec<(Edits, bool, u16)>| {
+            let mut now = Instant::now();
+            let (server, other) = (addr(1), SocketAddr::from(([192, 0, 2, 1], 4001)));
+            let mut probe = LifetimeProbe::new(1, server, now);
+            for (edits, quiet, wait) in answers.iter().take(64) {
+                let Some((_, to, question)) = probe.poll_transmit() else {
+                    let Some((at, _)) = probe.poll_timeout() else {
+                        break;
+                    };
+                    now = at + Duration::from_millis((*wait).into());
+                    probe.handle_timeout(now);
+                    continue;
+                };
+                let answer = server_answer(&question, addr(77), to, other).unwrap();
+                let socket = if *quiet {
+                    ProbeSocket::Quiet
+                } else {
+                    ProbeSocket::Asking
+                };
+                probe.handle_datagram(socket, to, &broken(&answer.bytes, edits), now);
+                if let Some(known) = probe.lifetime() {
+                    assert!(known.less_than.is_none_or(|less| known.at_least < less));
+                }
             }
         });
 }

@@ -159,6 +159,12 @@ pub struct Up {
     /// Neither look for the fabric on the LAN nor be found there
     #[arg(long)]
     pub no_mdns: bool,
+    /// Do not ask routers to map the data port (PCP, NAT-PMP, UPnP)
+    #[arg(long)]
+    pub no_port_mapping: bool,
+    /// A STUN server, beside the fabric nodes
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub stun: Vec<SocketAddr>,
     /// How names reach this host's resolver: auto, resolved, hosts or off [default: auto]
     #[arg(long, value_name = "HOW")]
     pub dns: Option<DnsMode>,

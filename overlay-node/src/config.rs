@@ -46,6 +46,10 @@ pub struct RunConfig {
     pub control_listen: Vec<SocketAddr>,
     /// Whether to look for the fabric, and be found, on the LAN by mDNS.
     pub mdns: bool,
+    /// Whether to have the host's routers map the data port (PCP, NAT-PMP, UPnP).
+    pub port_mapping: bool,
+    /// STUN servers (RFC 8489) beside the fabric nodes.
+    pub stun: Vec<SocketAddr>,
     /// How names reach the host's own resolver.
     pub dns: DnsMode,
     /// The hosts file, for [`DnsMode::Hosts`].
@@ -104,6 +108,10 @@ pub struct RunFlags {
     pub listen_control: Vec<SocketAddr>,
     /// `--no-mdns`.
     pub no_mdns: bool,
+    /// `--no-port-mapping`.
+    pub no_port_mapping: bool,
+    /// `--stun`, added to the file's.
+    pub stun: Vec<SocketAddr>,
     /// `--dns`.
     pub dns: Option<DnsMode>,
     /// `--hosts-file`.
@@ -148,6 +156,7 @@ pub struct ConfigFile {
     workers: Option<u8>,
     listen: ListenSection,
     discovery: DiscoverySection,
+    nat: NatSection,
     dns: DnsSection,
 }
 
@@ -163,6 +172,13 @@ struct ListenSection {
 struct DiscoverySection {
     mdns: Option<bool>,
     bootstrap: Vec<Multiaddr>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct NatSection {
+    port_mapping: Option<bool>,
+    stun: Vec<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -387,6 +403,8 @@ impl RunConfig {
         let mut bootstrap = file.discovery.bootstrap;
         bootstrap.extend(flags.bootstrap);
         usable_bootstraps(&bootstrap)?;
+        let mut stun = file.nat.stun;
+        stun.extend(flags.stun);
         Ok(Self {
             state_dir,
             socket,
@@ -401,6 +419,8 @@ impl RunConfig {
                 .unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into()),
             control_listen,
             mdns: !flags.no_mdns && file.discovery.mdns.unwrap_or(true),
+            port_mapping: !flags.no_port_mapping && file.nat.port_mapping.unwrap_or(true),
+            stun,
             dns: flags.dns.or(file.dns.mode).unwrap_or_default(),
             hosts_file: absolute(
                 flags
@@ -592,19 +612,20 @@ mod tests {
         let config = RunConfig::resolve(RunFlags::default(), ConfigFile::default()).unwrap();
         assert_eq!(config.socket, config.state_dir.join(SOCKET));
         assert_eq!(config.control_listen, everywhere(0));
-        assert!(config.mdns && config.invite.is_none());
+        assert!(config.mdns && config.port_mapping && config.invite.is_none());
         assert_eq!(config.dns, DnsMode::Auto);
     }
 
     #[test]
     fn flags_win_over_the_file_and_bootstraps_add_up() {
         let file = ConfigFile::parse(
-            "name = 'file'\ntap = 'tap7'\n[discovery]\nmdns = false\nbootstrap = ['/ip4/192.0.2.1/udp/4077/quic-v1']\n[dns]\nmode = 'hosts'",
+            "name = 'file'\ntap = 'tap7'\n[discovery]\nmdns = false\nbootstrap = ['/ip4/192.0.2.1/udp/4077/quic-v1']\n[nat]\nport_mapping = false\nstun = ['192.0.2.9:3478']\n[dns]\nmode = 'hosts'",
         )
         .unwrap();
         let flags = RunFlags {
             name: "flag".parse().ok(),
             bootstrap: vec!["/ip4/192.0.2.2/tcp/4077".parse().unwrap()],
+            stun: vec!["192.0.2.8:3478".parse().unwrap()],
             ..RunFlags::default()
         };
         let config = RunConfig::resolve(flags, file).unwrap();
@@ -614,6 +635,7 @@ mod tests {
             (config.mdns, config.dns, config.bootstrap.len()),
             (false, DnsMode::Hosts, 2)
         );
+        assert_eq!((config.port_mapping, config.stun.len()), (false, 2));
     }
 
     #[test]
@@ -663,8 +685,13 @@ mod tests {
         let config = RunConfig::resolve(RunFlags::default(), file).unwrap();
         assert_eq!(config.control_listen, bare.control_listen);
         assert_eq!(
-            (config.data_listen, config.mdns, config.dns),
-            (bare.data_listen, bare.mdns, bare.dns)
+            (
+                config.data_listen,
+                config.mdns,
+                config.dns,
+                config.port_mapping
+            ),
+            (bare.data_listen, bare.mdns, bare.dns, bare.port_mapping)
         );
     }
 

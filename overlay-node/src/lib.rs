@@ -8,4 +8,5 @@ pub mod host;
 pub mod lan;
 pub mod mdns;
 pub mod node;
+pub mod portmap;
 pub mod state;

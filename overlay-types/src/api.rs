@@ -3,7 +3,7 @@
 
 use crate::{DhcpMode, MacAddr, Name, NetworkId, PathKind, PeerId, PortKind, Subnet};
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -44,8 +44,29 @@ pub struct NatStatus {
     pub mapping: String,
     /// `none`, `endpoint-independent`, `address-dependent`, `address-and-port-dependent` or `unknown`.
     pub filtering: String,
+    /// `preserving`, `contiguous by N`, `random` or `unknown`.
+    pub ports: String,
+    /// Whether hosts behind it reach each other at their outside addresses; null while unknown, or without a NAT.
+    pub hairpin: Option<bool>,
+    /// For how many seconds at least an unused mapping lives; null until that was measured, which takes minutes.
+    pub lifetime_at_least_s: Option<u64>,
+    /// After how many seconds it was gone; null if it outlived the longest wait, or is not known.
+    pub lifetime_less_than_s: Option<u64>,
     /// What STUN servers saw.
     pub reflexive: Option<String>,
+    /// Ports that routers map to the data port.
+    pub mapped: Vec<PortMappingStatus>,
+}
+
+/// A port that a router maps to our data port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMappingStatus {
+    /// Where the outside comes in.
+    pub external: SocketAddr,
+    /// Which router.
+    pub router: Ipv4Addr,
+    /// `PCP`, `NAT-PMP` or `UPnP`.
+    pub protocol: String,
 }
 
 /// The fabric as seen from here.

@@ -72,13 +72,15 @@ pub enum Candidate {
         /// Our number there.
         index: u32,
     },
+    /// A port that our router maps to us (PCP, NAT-PMP, UPnP): open to everybody.
+    Mapped(SocketAddr),
 }
 
 impl Candidate {
     /// Where to send to reach it.
     pub const fn path_addr(self) -> PathAddr {
         match self {
-            Self::Host(addr) | Self::Reflexive(addr) => PathAddr::Direct(addr),
+            Self::Host(addr) | Self::Reflexive(addr) | Self::Mapped(addr) => PathAddr::Direct(addr),
             Self::Relayed { relay, index, .. } => PathAddr::Relayed { relay, index },
         }
     }

@@ -79,13 +79,18 @@ pub(crate) fn ping(from: &Machine, to: &str) -> Result<()> {
 }
 
 /// Tries until it works or the settling time is up; then the last failure is the error.
-pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let give_up_at = Instant::now() + SETTLING_TIMEOUT;
+pub(crate) fn eventually<T>(attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    within(SETTLING_TIMEOUT, attempt)
+}
+
+/// Tries for so long.
+pub(crate) fn within<T>(span: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let give_up_at = Instant::now() + span;
     loop {
         match attempt() {
             Ok(done) => return Ok(done),
             Err(error) if Instant::now() >= give_up_at => {
-                return Err(error).context("not within the settling time");
+                return Err(error).with_context(|| format!("not within {span:?}"));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(100)),
         }

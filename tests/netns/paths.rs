@@ -80,34 +80,3 @@ fn two_hosts_on_one_lan_talk_over_it() {
     })
     .unwrap();
 }
-
-#[test]
-fn nodes_see_what_their_nat_does() {
-    let lab = lab("behaviour");
-    let (_fabric, bootstrap) = fabric(&lab);
-    let first = founder(
-        &host_behind(&lab, Nat::PortRestricted, "a"),
-        &bootstrap,
-        "lab",
-        &[],
-    );
-    let second = member(&host_behind(&lab, Nat::FullCone, "b"), &first, "lab");
-
-    let filtering = |node: &cli::demo::Node| -> anyhow::Result<String> {
-        let status = node.status()?;
-        let seen = status["nat"]["filtering"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
-        anyhow::ensure!(!seen.is_empty() && seen != "unknown", "not known yet");
-        Ok(seen)
-    };
-    assert_eq!(
-        eventually(|| filtering(&first)).unwrap(),
-        "address-and-port-dependent"
-    );
-    assert_ne!(
-        eventually(|| filtering(&second)).unwrap(),
-        "address-and-port-dependent"
-    );
-}

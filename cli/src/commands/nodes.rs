@@ -8,7 +8,7 @@ use crate::{
 };
 use overlay_types::{
     PathKind,
-    api::{LeaseStatus, PathStatus, PeerStatus, Ping, Pong, Status},
+    api::{LeaseStatus, NatStatus, PathStatus, PeerStatus, Ping, Pong, Status},
 };
 use serde::Serialize;
 use std::time::Duration;
@@ -34,14 +34,17 @@ pub(super) async fn status(client: &Client, read: Read) -> anyhow::Result<()> {
         node.pid,
         span(node.uptime_s)
     ));
-    let seen = nat
-        .reflexive
-        .map(|address| format!(", seen as {address}"))
-        .unwrap_or_default();
     say(&format!(
-        "nat     mapping {}, filtering {}{seen}",
+        "nat     mapping {}, filtering {}",
         nat.mapping, nat.filtering
     ));
+    for more in nat_text(&nat) {
+        say(&format!("        {more}"));
+    }
+    for mapped in &nat.mapped {
+        let (external, router, how) = (mapped.external, mapped.router, &mapped.protocol);
+        say(&format!("        mapped at {external} by {router} ({how})"));
+    }
     say(&format!(
         "fabric  {} connections, {} of them infrastructure",
         fabric.connections, fabric.infrastructure
@@ -60,6 +63,23 @@ pub(super) async fn status(client: &Client, read: Read) -> anyhow::Result<()> {
         note("in no network");
     }
     Ok(())
+}
+
+/// What is known of a NAT beside its rules, a line for each kind of thing.
+fn nat_text(nat: &NatStatus) -> Vec<String> {
+    let seen = nat.reflexive.as_ref().map(|addr| format!("seen as {addr}"));
+    let ports = (nat.ports != "unknown").then(|| format!("ports {}", nat.ports));
+    let hairpin = nat
+        .hairpin
+        .map(|does| if does { "hairpins" } else { "no hairpin" }.into());
+    let how: Vec<String> = [seen, ports, hairpin].into_iter().flatten().collect();
+    let lifetime = match (nat.lifetime_at_least_s, nat.lifetime_less_than_s) {
+        (None, _) => None,
+        (Some(least), None) => Some(format!("unused mappings live {least} s and longer")),
+        (Some(least), Some(most)) => Some(format!("unused mappings live {least} to {most} s")),
+    };
+    let how = (!how.is_empty()).then(|| how.join(", "));
+    [how, lifetime].into_iter().flatten().collect()
 }
 
 /// `farlan peers`.
@@ -263,5 +283,26 @@ fn reply_line(reply: &Reply) -> String {
         }
         (None, Some(why)) => why.clone(),
         (None, None) => "no answer".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_of_a_nat_is_not_said() {
+        let mut nat = NatStatus {
+            ports: "unknown".into(),
+            ..NatStatus::default()
+        };
+        assert!(nat_text(&nat).is_empty());
+        nat.ports = "preserving".into();
+        nat.hairpin = Some(false);
+        assert_eq!(nat_text(&nat), ["ports preserving, no hairpin"]);
+        nat.lifetime_at_least_s = Some(28);
+        assert_eq!(nat_text(&nat)[1], "unused mappings live 28 s and longer");
+        nat.lifetime_less_than_s = Some(40);
+        assert_eq!(nat_text(&nat)[1], "unused mappings live 28 to 40 s");
     }
 }

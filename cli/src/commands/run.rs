@@ -59,6 +59,8 @@ async fn run_member(global: &Global, flags: Up, detached: Option<&Detached>) -> 
         listen_data: flags.listen_data,
         listen_control: flags.listen_control,
         no_mdns: flags.no_mdns,
+        no_port_mapping: flags.no_port_mapping,
+        stun: flags.stun,
         dns: flags.dns,
         hosts_file: flags.hosts_file,
         bootstrap: flags.bootstrap,

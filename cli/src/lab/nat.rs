@@ -14,8 +14,13 @@ pub enum Nat {
     AddressRestricted,
     /// Endpoint-independent mapping; only addresses and ports that were sent to may answer.
     PortRestricted,
+    /// What Linux routers do: the inside port's number while it is free, so that mapping is endpoint-independent until two
+    /// hosts want the same one; only addresses and ports that were sent to may answer.
+    Masquerade,
     /// A new mapping, with a random port, for every destination; only that destination may answer.
     Symmetric,
+    /// The same, and each mapping gets the port after the last one's.
+    SymmetricIncremental,
     /// No translation and no filter: the site's hosts have public addresses.
     Public,
 }
@@ -26,7 +31,9 @@ impl fmt::Display for Nat {
             Self::FullCone => "full cone",
             Self::AddressRestricted => "address-restricted",
             Self::PortRestricted => "port-restricted",
+            Self::Masquerade => "masquerade",
             Self::Symmetric => "symmetric",
+            Self::SymmetricIncremental => "symmetric incremental",
             Self::Public => "public",
         })
     }
@@ -83,26 +90,21 @@ impl Nat {
     }
 
     fn translation(self, outside: Ipv4Addr, lifetime: Duration) -> String {
-        // The hash gives an inside endpoint the same outside port whatever the destination. The map only says that the
-        // number is a port: nft of 2023 and later wants to be told.
-        let ports: Vec<_> = (0..OUTSIDE_PORTS)
-            .map(|n| format!("{n} : {}", OUTSIDE_PORT_MIN + n))
-            .collect();
-        let ports = ports.join(", ");
-        let endpoint_independent = format!(
-            "  chain outbound {{
-    type nat hook postrouting priority srcnat;
-    oifname \"wan\" meta l4proto udp snat ip to {outside}:jhash ip saddr . udp sport mod {OUTSIDE_PORTS} map {{ {ports} }}
-    oifname \"wan\" masquerade
-  }}
-"
-        );
+        // The hash gives an inside endpoint the same outside port whatever the destination.
+        let endpoint_independent = outbound(outside, "jhash ip saddr . udp sport");
         let timeout = lifetime.as_secs().max(1);
         match self {
             Self::Public => String::new(),
             Self::Symmetric => "  chain outbound {
     type nat hook postrouting priority srcnat;
     oifname \"wan\" masquerade random,fully-random
+  }
+"
+            .to_owned(),
+            Self::SymmetricIncremental => outbound(outside, "numgen inc"),
+            Self::Masquerade => "  chain outbound {
+    type nat hook postrouting priority srcnat;
+    oifname \"wan\" masquerade
   }
 "
             .to_owned(),
@@ -134,6 +136,23 @@ impl Nat {
 /// longer map fits into a netlink message.
 const OUTSIDE_PORTS: u16 = 2048;
 const OUTSIDE_PORT_MIN: u16 = 16384;
+
+/// Gives each new mapping the outside port that `number` says.
+fn outbound(outside: Ipv4Addr, number: &str) -> String {
+    // The map only says that the number is a port: nft of 2023 and later wants to be told.
+    let ports: Vec<_> = (0..OUTSIDE_PORTS)
+        .map(|n| format!("{n} : {}", OUTSIDE_PORT_MIN + n))
+        .collect();
+    let ports = ports.join(", ");
+    format!(
+        "  chain outbound {{
+    type nat hook postrouting priority srcnat;
+    oifname \"wan\" meta l4proto udp snat ip to {outside}:{number} mod {OUTSIDE_PORTS} map {{ {ports} }}
+    oifname \"wan\" masquerade
+  }}
+"
+    )
+}
 
 /// Outside port → inside endpoint.
 fn mappings(timeout: u64) -> String {

@@ -6,6 +6,7 @@ pub mod names;
 pub mod netlink;
 pub mod resolved;
 pub mod sysctl;
+mod uplinks;
 
 pub use hosts_file::{HostsError, HostsFile};
 pub use names::{HostNames, HostNamesError};

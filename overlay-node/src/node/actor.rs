@@ -6,6 +6,7 @@ use super::{
     calls::{Call, refuse},
     fabric_client::{Fabric, Place},
     membership::{Member, Stored},
+    nat::Nat,
     registrar::Asker,
     unix_now,
 };
@@ -32,6 +33,7 @@ use overlay_types::{
 use rand_chacha::ChaCha20Rng;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -39,7 +41,7 @@ use tracing::{debug, info, warn};
 use tunnel::{
     engine::{Command, Event},
     io::DataPlane,
-    stun::NatBehaviour,
+    stun::MappingLifetime,
 };
 
 /// What reaches the node's task beside swarm events.
@@ -76,6 +78,11 @@ pub(super) enum Done {
         peer: PeerId,
         services: Option<FabricServices>,
         place: Place,
+    },
+    /// How long mappings live was measured, in the network that shows itself so; `None`: it could not be.
+    LifetimeMeasured {
+        outside: IpAddr,
+        lifetime: Option<MappingLifetime>,
     },
     /// News from registrars, members and the DHT.
     Synced {
@@ -149,7 +156,7 @@ pub(super) struct Node {
     pub(super) fabric: Fabric,
     pub(super) control_addresses: Vec<String>,
     pub(super) candidates: Vec<Candidate>,
-    pub(super) nat: NatBehaviour,
+    pub(super) nat: Nat,
     pub(super) pings: BTreeMap<u64, PingWaiting>,
     pub(super) next_ping: u64,
     pub(super) next_port: u16,
@@ -216,7 +223,7 @@ impl Node {
             fabric: Fabric::default(),
             control_addresses: Vec::new(),
             candidates: Vec::new(),
-            nat: NatBehaviour::default(),
+            nat: Nat::default(),
             pings: BTreeMap::new(),
             next_ping: 1,
             next_port: 1,
@@ -238,6 +245,7 @@ impl Node {
         }
         node.hide_overlays().await;
         node.tell_host_candidates().await;
+        node.tell_services();
         Ok(node)
     }
 
@@ -251,6 +259,7 @@ impl Node {
     ) -> Result<(), NodeError> {
         let stop = self.config.stop.clone();
         let mut addresses = AddressWatch::open()?;
+        let (mut mapped, mapping) = self.start_port_mapping();
         self.ready = Some(ready);
         match invite {
             Some(invite) if !self.networks.contains_key(&invite.network) => {
@@ -267,6 +276,10 @@ impl Node {
                 Some(mail) = inbox.recv() => self.handle_mail(mail).await,
                 Some(event) = swarm_events.recv() => self.handle_swarm(event),
                 Some(()) = addresses.changed() => self.tell_host_candidates().await,
+                Ok(()) = mapped.changed() => {
+                    let mappings = mapped.borrow_and_update().clone();
+                    self.ports_mapped(mappings);
+                }
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
             // Work through what has piled up before the slower settling.
@@ -277,7 +290,11 @@ impl Node {
             self.settle().await;
         }
         self.shut_down().await;
-        let Self { plane, fatal, .. } = self;
+        let Self {
+            plane, fatal, nat, ..
+        } = self;
+        drop(nat); // nobody tells of uplinks any more: the mappings are given back
+        let _panicked = mapping.await;
         plane.stop();
         fatal.map_or(Ok(()), Err)
     }
@@ -336,15 +353,11 @@ impl Node {
         match event {
             Event::CandidatesChanged(candidates) => {
                 self.candidates = candidates;
+                self.note_outside();
                 self.publish_soon();
             }
-            Event::NatLearned(nat) => {
-                info!(
-                    mapping = nat.mapping.as_str(),
-                    filtering = nat.filtering.as_str(),
-                    "NAT learned"
-                );
-                self.nat = nat;
+            Event::NatLearned(behaviour) => {
+                self.nat_learned(behaviour);
                 self.publish_soon();
             }
             Event::RelayLost(candidate) => self.relay_lost(candidate),
@@ -419,6 +432,9 @@ impl Node {
                 services,
                 place,
             } => self.handle_fabric(peer, services, place),
+            Done::LifetimeMeasured { outside, lifetime } => {
+                self.lifetime_measured(outside, lifetime)
+            }
             Done::Synced {
                 network,
                 members,
@@ -459,6 +475,7 @@ impl Node {
         let (now, unix) = (Instant::now(), unix_now());
         self.expire_pings(now);
         self.fabric_timeout(now);
+        self.nat_timeout(now);
         let ids: Vec<_> = self.networks.keys().copied().collect();
         for id in ids {
             let Some(member) = self.networks.get_mut(&id) else {
@@ -500,6 +517,7 @@ impl Node {
             .chain(pings)
             .chain(self.ready_at)
             .chain(self.fabric.poll_timeout())
+            .chain(self.nat.poll_timeout())
             .fold(far, Instant::min)
     }
 
@@ -559,6 +577,7 @@ impl Node {
             }
             Err(error) => warn!(%error, "cannot list the host's addresses"),
         }
+        self.tell_uplinks().await;
     }
 
     async fn shut_down(&mut self) {

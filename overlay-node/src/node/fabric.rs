@@ -182,7 +182,8 @@ impl NodeControl for FabricControl {
             nat: NatStatus {
                 mapping: "unknown".into(),
                 filtering: "unknown".into(),
-                reflexive: None,
+                ports: "unknown".into(),
+                ..NatStatus::default()
             },
             fabric: FabricStatus {
                 connections: swarm.connected.len(),

@@ -190,14 +190,20 @@ impl Node {
         }
     }
 
-    fn tell_services(&self) {
+    /// Where STUN questions are answered: at fabric nodes, and where the configuration says.
+    pub(super) fn stun_servers(&self) -> Vec<SocketAddr> {
         let offers = self.fabric.offers.values();
-        let servers = offers
-            .clone()
+        offers
             .filter_map(|offer| offer.services.as_ref())
             .flat_map(|services| &services.stun)
-            .copied();
-        self.tell(Command::SetStunServers(servers.collect()));
+            .chain(&self.config.stun)
+            .copied()
+            .collect()
+    }
+
+    pub(super) fn tell_services(&self) {
+        self.tell(Command::SetStunServers(self.stun_servers()));
+        let offers = self.fabric.offers.values();
         let grants = offers
             .filter_map(|offer| offer.grant.clone())
             .take(RELAYS_MAX);

@@ -14,6 +14,7 @@ mod lan;
 mod leases;
 mod membership;
 mod names;
+mod nat;
 mod ports;
 mod records;
 mod registrar;

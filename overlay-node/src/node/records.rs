@@ -208,8 +208,8 @@ impl Node {
             leases,
             guests,
             nat: (
-                self.nat.mapping.as_str().into(),
-                self.nat.filtering.as_str().into(),
+                self.nat.behaviour.mapping.as_str().into(),
+                self.nat.behaviour.filtering.as_str().into(),
             ),
             lan: member.lan.as_ref().map(|lan| lan.record),
         };

@@ -12,8 +12,8 @@ use dht::{invite, lease::Subject, membership::Roles};
 use overlay_types::{
     MacAddr, Name, NetworkId, PathAddr, PeerId,
     api::{
-        ApiError, CreateInvite, FabricStatus, GuestStatus, Invite, LeaseStatus, NatStatus,
-        NetworkStatus, NodeStatus, PathStatus, PeerStatus, Ping, Pong, Status,
+        ApiError, CreateInvite, FabricStatus, GuestStatus, Invite, LeaseStatus, NetworkStatus,
+        NodeStatus, PathStatus, PeerStatus, Ping, Pong, Status,
     },
 };
 use std::{
@@ -34,13 +34,6 @@ impl Node {
     /// `farlan status`.
     pub(super) async fn status(&self) -> Status {
         let swarm = self.swarm.status().await;
-        let reflexive = self
-            .candidates
-            .iter()
-            .find_map(|candidate| match candidate {
-                overlay_types::Candidate::Reflexive(addr) => Some(addr.to_string()),
-                _ => None,
-            });
         let mut networks: Vec<_> = self.networks.values().collect();
         networks.sort_by_key(|member| member.order);
         let default = self.meant(None).ok().and_then(|id| self.networks.get(&id));
@@ -51,11 +44,7 @@ impl Node {
                 pid: std::process::id(),
                 uptime_s: self.started.elapsed().as_secs(),
             },
-            nat: NatStatus {
-                mapping: self.nat.mapping.as_str().into(),
-                filtering: self.nat.filtering.as_str().into(),
-                reflexive,
-            },
+            nat: self.nat.status(self.reflexive()),
             fabric: FabricStatus {
                 connections: swarm.as_ref().map_or(0, |s| s.connected.len()),
                 infrastructure: self.fabric.connected(),

@@ -32,7 +32,7 @@ impl Engine {
                 });
             }
             (DatagramKind::Stun, PathAddr::Direct(addr)) => {
-                self.stun.handle_response(addr, bytes, now)
+                self.stun.handle_datagram(addr, bytes, now)
             }
             (DatagramKind::RelayControl(_), PathAddr::Direct(addr)) => {
                 self.relay.handle_datagram(addr, bytes, now)

@@ -1,6 +1,11 @@
 //! What the node tells the engine, what the engine tells back, and what it wants sent.
 
-use crate::{path::PathView, relay::RelayGrant, session::LocalKeys, stun::NatBehaviour};
+use crate::{
+    path::PathView,
+    relay::RelayGrant,
+    session::LocalKeys,
+    stun::{MappingLifetime, NatBehaviour},
+};
 use overlay_types::{
     Binding, Candidate, DataKeys, DhcpMode, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId,
     PortKind,
@@ -101,6 +106,10 @@ pub enum Command {
     },
     /// Whom to ask how the outside sees us.
     SetStunServers(Vec<SocketAddr>),
+    /// Where routers let the outside in to the data port.
+    SetMappedAddresses(Vec<SocketAddr>),
+    /// How long the NAT in front of us keeps a mapping, as far as that was measured.
+    SetMappingLifetime(Option<MappingLifetime>),
     /// Our places at relays, replacing what was said before.
     SetRelays(Vec<RelayGrant>),
     /// Addresses of our own interfaces with the data port.

@@ -15,7 +15,7 @@ mod view;
 pub use message::{Command, DownReason, EngineConfig, Event, PeerStats, Transmit};
 
 use crate::{
-    path::PathAgent,
+    path::{self, PathAgent},
     relay::{RelayClient, RelayEvent},
     snapshot::Snapshot,
     split::Rejoiner,
@@ -54,7 +54,11 @@ pub struct Engine {
     port_networks: BTreeMap<PortId, NetworkId>,
     stun: StunClient,
     relay: RelayClient,
+    /// How often our mappings at the NAT must be used so that they stay.
+    keepalive: Duration,
     hosts: Vec<SocketAddr>,
+    /// Where routers let the outside in.
+    mapped: Vec<SocketAddr>,
     observed: VecDeque<SocketAddr>,
     /// Our ways in, as last told.
     candidates: Vec<Candidate>,
@@ -78,7 +82,9 @@ impl Engine {
             ctx: Context::new(rng, config.unix_at_start, now),
             networks: BTreeMap::new(),
             port_networks: BTreeMap::new(),
+            keepalive: path::KEEPALIVE,
             hosts: Vec::new(),
+            mapped: Vec::new(),
             observed: VecDeque::new(),
             candidates: Vec::new(),
             refreshed_at: None,
@@ -160,6 +166,17 @@ impl Engine {
                 }
             }
             Command::SetStunServers(servers) => self.stun.set_servers(&servers, now),
+            Command::SetMappedAddresses(mapped) => self.mapped = mapped,
+            Command::SetMappingLifetime(lifetime) => {
+                self.keepalive = lifetime.map_or(path::KEEPALIVE, |known| known.keepalive());
+                self.stun.set_keepalive(self.keepalive);
+                self.relay.set_keepalive(self.keepalive);
+                for network in self.networks.values_mut() {
+                    for peer in network.peers.values_mut() {
+                        peer.agent.set_keepalive(self.keepalive);
+                    }
+                }
+            }
             Command::SetRelays(grants) => self.relay.set_grants(&grants, now),
             Command::SetHostCandidates(hosts) => {
                 self.stun.set_host_candidates(&hosts, now);
@@ -359,6 +376,7 @@ impl Engine {
                 now,
             );
             agent.set_local_candidates(&self.candidates, now);
+            agent.set_keepalive(self.keepalive);
             Peer::new(key, keys.clone(), agent)
         });
         let is_news = peer.keys != keys || peer.candidates != candidates || peer.eager != eager;
@@ -543,10 +561,11 @@ impl Engine {
         }
         let mut candidates = self.relay.bound();
         candidates.extend(self.hosts.iter().map(|&addr| Candidate::Host(addr)));
+        candidates.extend(self.mapped.iter().map(|&addr| Candidate::Mapped(addr)));
         candidates.extend(
             reflexive
                 .into_iter()
-                .filter(|addr| !self.hosts.contains(addr))
+                .filter(|addr| !self.hosts.contains(addr) && !self.mapped.contains(addr))
                 .map(Candidate::Reflexive),
         );
         candidates.dedup();

@@ -345,7 +345,7 @@ fn answer_stun(
     send(
         state,
         leaves,
-        from,
+        answer.to,
         &answer.bytes,
         answer.bytes.len(),
         Some(source),
@@ -529,7 +529,7 @@ mod tests {
             }
             if let Some((bytes, from)) = receive(&socket) {
                 sources.push(from);
-                client.handle_response(from, &bytes, Instant::now());
+                client.handle_datagram(from, &bytes, Instant::now());
             }
             client.handle_timeout(Instant::now());
         }
@@ -629,7 +629,7 @@ mod tests {
         let (to, bytes) = client.poll_transmit().unwrap();
         six.send_to(&bytes, to).unwrap();
         let (bytes, from) = receive(&six).expect("an answer over IPv6");
-        client.handle_response(from, &bytes, Instant::now());
+        client.handle_datagram(from, &bytes, Instant::now());
         assert_eq!(client.reflexive(), [six.local_addr().unwrap()]);
     }
 

@@ -38,8 +38,9 @@ const EVENTS_MAX: usize = 32;
 /// How long the path in use may stay unheard after data left on it before it is doubted.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
 
-/// How often a quiet path is refreshed (RFC 4787 asks NATs for 2 min; some give 30 s).
-const KEEPALIVE: Duration = Duration::from_secs(25);
+/// How often a quiet path is refreshed while nothing is known of the NAT's patience (RFC 4787 asks for 2 min; some give
+/// 30 s).
+pub const KEEPALIVE: Duration = Duration::from_secs(25);
 
 /// A path whose traffic is older than this is idle: it is kept alive, but nothing is tried for a better one.
 const IN_USE_FOR: Duration = Duration::from_secs(60);
@@ -134,6 +135,7 @@ pub struct PathAgent {
     /// When data left on the path in use that nothing has been heard after.
     unanswered_since: Option<Instant>,
     traffic_at: Option<Instant>,
+    keepalive: Duration,
     keepalive_at: Option<Instant>,
     roam_check_after: Option<Instant>,
     announced: Option<PathView>,
@@ -160,6 +162,7 @@ impl PathAgent {
             watch: None,
             unanswered_since: None,
             traffic_at: None,
+            keepalive: KEEPALIVE,
             keepalive_at: None,
             roam_check_after: None,
             announced: None,
@@ -182,6 +185,11 @@ impl PathAgent {
         if self.candidates.set_local(candidates) && self.is_up {
             self.call(now);
         }
+    }
+
+    /// How often a quiet path is to be refreshed, for the NAT in front of us.
+    pub fn set_keepalive(&mut self, every: Duration) {
+        self.keepalive = every;
     }
 
     /// Whether to keep the path alive without traffic (on by default).
@@ -321,7 +329,7 @@ impl PathAgent {
         // Nothing kept this path alive: it may have died long ago.
         if self.paths[&current]
             .silent_for(now)
-            .is_some_and(|s| s > KEEPALIVE * 2)
+            .is_some_and(|s| s > self.keepalive * 2)
         {
             self.doubt(now);
         }
@@ -539,8 +547,8 @@ impl PathAgent {
 
     fn refresh_keepalive(&mut self, now: Instant) {
         // Up to a tenth earlier, so that the two sides differ and the later one finds it done.
-        let early = KEEPALIVE.mul_f64(self.rng.random_range(0.0..0.1));
-        self.keepalive_at = Some(now + KEEPALIVE - early);
+        let early = self.keepalive.mul_f64(self.rng.random_range(0.0..0.1));
+        self.keepalive_at = Some(now + self.keepalive - early);
     }
 
     fn note_observed(&mut self, addr: SocketAddr) {

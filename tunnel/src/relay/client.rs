@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 /// Places held at a time; one or two are usual.
 const GRANTS_MAX: usize = 8;
 
-/// How often a binding is renewed, which also keeps the NAT's mapping (RFC 4787 asks for 2 min; some give 30 s).
+/// How often a binding is renewed at least, which also keeps the NAT's mapping (RFC 4787 asks for 2 min; some give 30 s).
 const RENEW_EVERY: Duration = Duration::from_secs(25);
 
 /// First wait for an answer, doubled by each try (RFC 8489 §6.2.1 has the same).
@@ -35,6 +35,7 @@ const EVENTS_MAX: usize = 4 * GRANTS_MAX;
 pub struct RelayClient {
     rng: ChaCha20Rng,
     places: Vec<Place>,
+    renew_every: Duration,
     transmits: VecDeque<(SocketAddr, Vec<u8>)>,
     events: VecDeque<RelayEvent>,
 }
@@ -65,9 +66,15 @@ impl RelayClient {
         Self {
             rng,
             places: Vec::new(),
+            renew_every: RENEW_EVERY,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
+    }
+
+    /// How often a mapping must be used so that it stays.
+    pub fn set_keepalive(&mut self, every: Duration) {
+        self.renew_every = every.min(RENEW_EVERY);
     }
 
     /// The places we hold, replacing what was said before; unchanged ones keep their binding.
@@ -126,9 +133,9 @@ impl RelayClient {
             BOUND => {
                 let observed = message.observed();
                 let is_news = place.observed.replace(observed) != Some(observed);
-                let early = RENEW_EVERY.mul_f64(self.rng.random_range(0.0..0.1)); // many nodes must not come in step
+                let early = self.renew_every.mul_f64(self.rng.random_range(0.0..0.1)); // many nodes must not come in step
                 (place.nonce, place.tries, place.next_at) =
-                    (self.rng.random(), 0, now + RENEW_EVERY - early);
+                    (self.rng.random(), 0, now + self.renew_every - early);
                 let candidate = place.candidate();
                 if is_news {
                     self.push_event(RelayEvent::Bound {

@@ -1,9 +1,11 @@
 //! Asks STUN servers from the data port: where they see us, and once per network what the NAT does.
 //!
 //! The filtering test must come before anything is sent to the server's other address, or the NAT would let its answers
-//! in for that reason. So: plain question ──▶ "answer from your other socket" ──▶ question to the other socket.
+//! in for that reason. So: plain question ──▶ "answer from your other socket" ──▶ question to the other socket ──▶ question
+//! to ourselves, at the address where the server saw us, which comes back to us if the NAT hairpins.
 
-use super::codec::{Change, Reply, Transaction, decode_reply, encode_request};
+use super::codec::{Change, Reply, Transaction, decode_reply, decode_request, encode_request};
+use super::nat::{Observations, Sighting};
 use super::{NatBehaviour, NatRule, StunEvent};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -18,7 +20,7 @@ const SERVERS_MAX: usize = 8;
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
 const TRIES_MAX: u32 = 4;
 
-/// The first server that answered is asked this often, which keeps the NAT's mapping and notices a new one.
+/// The first server that answered is asked this often at least, which keeps the NAT's mapping and notices a new one.
 const KEEP_EVERY: Duration = Duration::from_secs(25);
 
 /// The other servers, and those that did not answer.
@@ -36,9 +38,13 @@ pub struct StunClient {
     questions: BTreeMap<Transaction, Question>,
     test: Test,
     filtering: NatRule,
-    /// Whether the tested server saw another port of ours from its other port.
-    port_dependent: Option<bool>,
+    /// Where the tested server's other socket saw us.
+    other: Option<Sighting>,
+    hairpin: Option<bool>,
+    /// Questions asked so far, which tells in which order mappings were made.
+    asked: u64,
     behaviour: NatBehaviour,
+    keep_every: Duration,
     transmits: VecDeque<(SocketAddr, Vec<u8>)>,
     events: VecDeque<StunEvent>,
 }
@@ -46,18 +52,26 @@ pub struct StunClient {
 #[derive(Debug)]
 struct Server {
     addr: SocketAddr,
-    reflexive: Option<SocketAddr>,
+    seen: Option<Sighting>,
     next_at: Instant,
+}
+
+impl Server {
+    fn reflexive(&self) -> Option<SocketAddr> {
+        self.seen.map(|seen| seen.reflexive)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Aim {
     /// Where are we?
     Plain,
-    /// Does an answer from the server's other address reach us?
-    Filtering { other: SocketAddr },
+    /// Does an answer from there reach us, which is the server's other address, or its main one with the other port?
+    Filtering { from: SocketAddr, other: SocketAddr },
     /// Where are we, seen from the server's other port?
     Mapping { main: SocketAddr },
+    /// Does what we send to where we are seen come back to us?
+    Hairpin,
 }
 
 #[derive(Debug)]
@@ -66,9 +80,11 @@ struct Question {
     aim: Aim,
     tries: u32,
     next_at: Instant,
+    /// When it was first asked, and its place among all questions.
+    asked: (Instant, u64),
 }
 
-/// Waiting ──first answer──▶ running ──filtering, then mapping──▶ done ──other network──▶ waiting
+/// Waiting ──first answer──▶ running ──filtering, mapping, hairpin──▶ done ──other network──▶ waiting
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Test {
     Waiting,
@@ -86,8 +102,11 @@ impl StunClient {
             questions: BTreeMap::new(),
             test: Test::Waiting,
             filtering: NatRule::Unknown,
-            port_dependent: None,
+            other: None,
+            hairpin: None,
+            asked: 0,
             behaviour: NatBehaviour::default(),
+            keep_every: KEEP_EVERY,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
         }
@@ -106,14 +125,14 @@ impl StunClient {
                 .map(|at| before.swap_remove(at));
             self.servers.push(known.unwrap_or(Server {
                 addr,
-                reflexive: None,
+                seen: None,
                 next_at: now,
             }));
         }
         let addrs: Vec<_> = self.servers.iter().map(|s| s.addr).collect();
         self.questions
             .retain(|_, q| q.aim != Aim::Plain || addrs.contains(&q.to));
-        for gone in before.into_iter().filter_map(|s| s.reflexive) {
+        for gone in before.iter().filter_map(Server::reflexive) {
             self.note_gone(gone);
         }
         self.judge();
@@ -130,6 +149,11 @@ impl StunClient {
         }
     }
 
+    /// How often a mapping must be used so that it stays.
+    pub fn set_keepalive(&mut self, every: Duration) {
+        self.keep_every = every.min(KEEP_EVERY);
+    }
+
     /// Ask again soon: the network changed, or a path broke.
     pub fn refresh(&mut self, now: Instant) {
         self.servers.iter_mut().for_each(|s| s.next_at = now);
@@ -137,44 +161,78 @@ impl StunClient {
     }
 
     /// A STUN datagram arrived on the data port.
-    pub fn handle_response(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
+    pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
         let Some(reply) = decode_reply(bytes) else {
-            return;
+            return self.handle_question(bytes, now);
         };
         let Some(question) = self.questions.get(&reply.transaction) else {
             return;
         };
-        let (to, aim) = (question.to, question.aim);
-        let is_expected = from == to || matches!(aim, Aim::Filtering { other } if other == from);
+        let (to, aim, asked) = (question.to, question.aim, question.asked);
+        let is_expected =
+            from == to || matches!(aim, Aim::Filtering { from: asked, .. } if asked == from);
         if !is_expected {
             return;
         }
         self.questions.remove(&reply.transaction);
         match aim {
-            Aim::Plain => self.handle_plain(to, &reply, now),
-            Aim::Filtering { other } => {
-                self.filtering = match (from == other, other.ip() == to.ip()) {
-                    (false, _) => NatRule::Unknown, // refused, or it does not know the attribute
-                    // Another port of an address that we had sent to: no stricter than this.
-                    (true, true) => NatRule::AddressDependent,
-                    (true, false) => NatRule::EndpointIndependent,
+            Aim::Plain => self.handle_plain(to, &reply, asked, now),
+            Aim::Filtering { from: asked, other } => {
+                self.filtering = if from == asked && asked.ip() == to.ip() {
+                    NatRule::AddressDependent // or laxer, if nothing else could be asked for
+                } else if from == asked {
+                    NatRule::EndpointIndependent
+                } else if asked.ip() == other.ip() {
+                    NatRule::Unknown // refused, or it does not know the attribute
+                } else {
+                    // Another address is not let in; whether another port is, this server cannot show.
+                    NatRule::AddressAndPortDependent
                 };
                 self.ask(other, Aim::Mapping { main: to }, now);
             }
             Aim::Mapping { main } => {
-                let seen_by_main = self
-                    .servers
-                    .iter()
-                    .find(|s| s.addr == main)
-                    .and_then(|s| s.reflexive);
-                // A second IP address that sees another port proves less: it may be the address that matters.
-                self.port_dependent = (seen_by_main.is_some() && reply.mapped.is_some())
-                    .then(|| seen_by_main != reply.mapped);
-                self.test = Test::Done;
+                self.other = reply.mapped.map(|reflexive| Sighting {
+                    server: to,
+                    reflexive,
+                    asked,
+                });
+                self.ask_ourselves(main, now);
             }
+            Aim::Hairpin => {} // an answer of our own to ourselves; the question is what counts
         }
         self.judge();
         self.handle_timeout(now);
+    }
+
+    /// Our own question came back to us.
+    fn handle_question(&mut self, bytes: &[u8], now: Instant) {
+        let is_ours = decode_request(bytes)
+            .and_then(|request| {
+                self.questions
+                    .get(&request.transaction)
+                    .map(|q| (request, q))
+            })
+            .filter(|(_, question)| question.aim == Aim::Hairpin);
+        if let Some((request, _)) = is_ours {
+            self.questions.remove(&request.transaction);
+            (self.hairpin, self.test) = (Some(true), Test::Done);
+            self.judge();
+            self.handle_timeout(now);
+        }
+    }
+
+    /// The last of the tests, if the server sees us at an address that is not our own.
+    fn ask_ourselves(&mut self, main: SocketAddr, now: Instant) {
+        let outside = self
+            .servers
+            .iter()
+            .find(|s| s.addr == main)
+            .and_then(Server::reflexive)
+            .filter(|outside| !self.host.contains(outside));
+        match outside {
+            Some(outside) => self.ask(outside, Aim::Hairpin, now),
+            None => self.test = Test::Done,
+        }
     }
 
     /// Time passed.
@@ -237,12 +295,9 @@ impl StunClient {
     /// The addresses at which servers see us and peers may reach us, host candidates excepted. Where every server sees
     /// another one, peers will too; then only the one that is kept alive is told, for the others change all the time.
     pub fn reflexive(&self) -> Vec<SocketAddr> {
-        let is_varied = matches!(
-            self.behaviour.mapping,
-            NatRule::AddressDependent | NatRule::AddressAndPortDependent
-        );
+        let is_varied = self.behaviour.mapping.is_dependent();
         let mut seen: Vec<SocketAddr> = Vec::new();
-        for addr in self.servers.iter().filter_map(|s| s.reflexive) {
+        for addr in self.servers.iter().filter_map(Server::reflexive) {
             let has_its_like = seen.iter().any(|a| a.is_ipv4() == addr.is_ipv4());
             if !(self.host.contains(&addr) || seen.contains(&addr) || is_varied && has_its_like) {
                 seen.push(addr);
@@ -258,6 +313,7 @@ impl StunClient {
 
     fn ask(&mut self, to: SocketAddr, aim: Aim, now: Instant) {
         let transaction: Transaction = self.rng.random();
+        self.asked += 1;
         self.questions.insert(
             transaction,
             Question {
@@ -265,27 +321,38 @@ impl StunClient {
                 aim,
                 tries: 0,
                 next_at: now,
+                asked: (now, self.asked),
             },
         );
     }
 
-    fn handle_plain(&mut self, to: SocketAddr, reply: &Reply, now: Instant) {
+    fn handle_plain(&mut self, to: SocketAddr, reply: &Reply, asked: (Instant, u64), now: Instant) {
         let is_keeper = self
             .servers
             .iter()
-            .find(|s| s.reflexive.is_some())
+            .find(|s| s.seen.is_some())
             .is_none_or(|s| s.addr == to);
         let Some(server) = self.servers.iter_mut().find(|s| s.addr == to) else {
             return;
         };
-        server.next_at = now + if is_keeper { KEEP_EVERY } else { ASK_EVERY };
+        server.next_at = now
+            + if is_keeper {
+                self.keep_every
+            } else {
+                ASK_EVERY
+            };
         let Some(mapped) = reply.mapped else { return };
-        let before = server.reflexive.replace(mapped);
+        let before = server.reflexive();
         if before != Some(mapped) {
+            server.seen = Some(Sighting {
+                server: to,
+                reflexive: mapped,
+                asked,
+            });
             let is_news = self
                 .servers
                 .iter()
-                .filter(|s| s.reflexive == Some(mapped))
+                .filter(|s| s.reflexive() == Some(mapped))
                 .count()
                 == 1;
             if is_news {
@@ -294,7 +361,7 @@ impl StunClient {
             if before.is_some() && is_keeper {
                 // The mapping that is kept alive moved, so what the others saw is history.
                 for server in self.servers.iter_mut().filter(|s| s.addr != to) {
-                    (server.reflexive, server.next_at) = (None, now);
+                    (server.seen, server.next_at) = (None, now);
                 }
             }
             if let Some(gone) = before {
@@ -309,7 +376,7 @@ impl StunClient {
                 other.set_ip(to.ip());
             }
             self.test = Test::Running;
-            self.ask(to, Aim::Filtering { other }, now);
+            self.ask(to, Aim::Filtering { from: other, other }, now);
         }
     }
 
@@ -318,16 +385,22 @@ impl StunClient {
             Aim::Plain => {
                 if let Some(server) = self.servers.iter_mut().find(|s| s.addr == question.to) {
                     server.next_at = now + RETRY_EVERY;
-                    if let Some(gone) = server.reflexive.take() {
-                        self.note_gone(gone);
+                    if let Some(gone) = server.seen.take() {
+                        self.note_gone(gone.reflexive);
                     }
                 }
             }
-            Aim::Filtering { other } => {
+            Aim::Filtering { from, other } if from.ip() != question.to.ip() => {
+                // Not from another address; perhaps from another port of this one.
+                let from = SocketAddr::new(question.to.ip(), other.port());
+                self.ask(question.to, Aim::Filtering { from, other }, now);
+            }
+            Aim::Filtering { other, .. } => {
                 self.filtering = NatRule::AddressAndPortDependent;
                 self.ask(other, Aim::Mapping { main: question.to }, now);
             }
-            Aim::Mapping { .. } => self.test = Test::Done,
+            Aim::Mapping { main } => self.ask_ourselves(main, now),
+            Aim::Hairpin => (self.hairpin, self.test) = (Some(false), Test::Done),
         }
         self.judge();
     }
@@ -346,59 +419,32 @@ impl StunClient {
         let is_v4 = self
             .servers
             .iter()
-            .any(|s| s.addr.is_ipv4() && s.reflexive.is_some());
-        let seen = self.servers.iter().filter(|s| s.addr.is_ipv4() == is_v4);
-        let seen: Vec<_> = seen
-            .filter_map(|s| s.reflexive.map(|r| (s.addr, r)))
+            .any(|s| s.addr.is_ipv4() && s.seen.is_some());
+        let servers: Vec<Sighting> = self
+            .servers
+            .iter()
+            .filter(|s| s.addr.is_ipv4() == is_v4)
+            .filter_map(|s| s.seen)
             .collect();
-        let Some(&(first_server, first)) = seen.first() else {
-            return NatBehaviour::default();
-        };
-        if seen
-            .iter()
-            .all(|(_, reflexive)| self.host.contains(reflexive))
-        {
-            // Without a NAT there may still be a firewall that filters.
-            let filtering = match self.filtering {
-                NatRule::AddressAndPortDependent => NatRule::AddressAndPortDependent,
-                _ => NatRule::None,
-            };
-            return NatBehaviour {
-                mapping: NatRule::None,
-                filtering,
-            };
-        }
-        let other_host = seen
-            .iter()
-            .find(|(server, _)| server.ip() != first_server.ip());
-        let same_host_differs = seen
-            .iter()
-            .any(|(server, r)| server.ip() == first_server.ip() && *r != first);
-        let mapping = match (self.port_dependent, other_host.map(|(_, r)| *r != first)) {
-            _ if same_host_differs => NatRule::AddressAndPortDependent,
-            (Some(true), _) => NatRule::AddressAndPortDependent,
-            (Some(false), Some(true)) => NatRule::AddressDependent,
-            (None, Some(true)) => NatRule::AddressAndPortDependent, // far more common than the other
-            (_, Some(false)) => NatRule::EndpointIndependent,
-            // One host to compare with: a mapping by address alone would look the same, but few NATs do that.
-            (Some(false), None) => NatRule::EndpointIndependent,
-            (None, None) => NatRule::Unknown,
-        };
-        NatBehaviour {
-            mapping,
+        Observations {
+            host: &self.host,
+            servers: &servers,
+            other: self.other,
             filtering: self.filtering,
+            hairpin: self.hairpin,
         }
+        .judge()
     }
 
     fn forget_test(&mut self) {
         self.test = Test::Waiting;
         self.filtering = NatRule::Unknown;
-        self.port_dependent = None;
+        (self.other, self.hairpin) = (None, None);
         self.questions.retain(|_, q| q.aim == Aim::Plain);
     }
 
     fn note_gone(&mut self, addr: SocketAddr) {
-        if !self.servers.iter().any(|s| s.reflexive == Some(addr)) {
+        if !self.servers.iter().any(|s| s.reflexive() == Some(addr)) {
             self.push_event(StunEvent::ReflexiveGone(addr));
         }
     }
@@ -413,10 +459,10 @@ impl StunClient {
 
 fn change_of(question: &Question) -> Change {
     match question.aim {
-        Aim::Filtering { other } => Change {
-            ip: other.ip() != question.to.ip(),
+        Aim::Filtering { from, .. } => Change {
+            ip: from.ip() != question.to.ip(),
             port: true,
         },
-        Aim::Plain | Aim::Mapping { .. } => Change::default(),
+        Aim::Plain | Aim::Mapping { .. } | Aim::Hairpin => Change::default(),
     }
 }

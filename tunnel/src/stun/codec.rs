@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use stun_rs::attributes::discovery::{
-    ChangeRequest, ChangeRequestFlags, OtherAddress, ResponseOrigin,
+    ChangeRequest, ChangeRequestFlags, OtherAddress, ResponseOrigin, ResponsePort,
 };
 use stun_rs::attributes::stun::{ErrorCode, MappedAddress, UnknownAttributes, XorMappedAddress};
 use stun_rs::methods::BINDING;
@@ -29,6 +29,8 @@ pub(super) struct Change {
 pub(super) struct Request {
     pub(super) transaction: Transaction,
     pub(super) change: Change,
+    /// To which port of the client the answer shall go, if not to where the question came from (RFC 5780 §7.5).
+    pub(super) response_port: Option<u16>,
     /// Attributes that a server must understand or refuse.
     pub(super) unknown: Vec<u16>,
 }
@@ -54,6 +56,12 @@ pub(super) fn encode_request(transaction: Transaction, change: Change) -> Vec<u8
         message = message.with_attribute(ChangeRequest::new(Some(flags)));
     }
     encode(&message.build())
+}
+
+/// A question whose answer shall go to another port of ours.
+pub(super) fn encode_request_for_port(transaction: Transaction, port: u16) -> Vec<u8> {
+    let message = builder(MessageClass::Request, transaction);
+    encode(&message.with_attribute(ResponsePort::from(port)).build())
 }
 
 pub(super) fn encode_answer(
@@ -88,6 +96,10 @@ pub(super) fn decode_request(bytes: &[u8]) -> Option<Request> {
             ip: c.flags().contains(ChangeRequestFlags::ChangeIp),
             port: c.flags().contains(ChangeRequestFlags::ChangePort),
         });
+    let response_port = message
+        .get::<ResponsePort>()
+        .and_then(|a| a.as_response_port().ok())
+        .map(|port| port.as_u16());
     let unknown = message
         .attributes()
         .iter()
@@ -101,6 +113,7 @@ pub(super) fn decode_request(bytes: &[u8]) -> Option<Request> {
     Some(Request {
         transaction: *message.transaction_id().as_bytes(),
         change: change.unwrap_or_default(),
+        response_port,
         unknown,
     })
 }
@@ -193,9 +206,12 @@ mod tests {
             Request {
                 transaction: [1; 12],
                 change: both,
+                response_port: None,
                 unknown: vec![]
             }
         );
+        let elsewhere = decode_request(&encode_request_for_port([1; 12], 4_000)).unwrap();
+        assert_eq!(elsewhere.response_port, Some(4_000));
         for (mapped, other) in [
             ("192.0.2.1:40000", "198.51.100.1:3479"),
             ("[2001:db8::1]:40000", "[2001:db8::2]:3479"),

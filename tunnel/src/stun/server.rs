@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 pub struct StunAnswer {
     /// The datagram.
     pub bytes: Vec<u8>,
+    /// Where it goes: the address that asked, and the port that did or another one that it named (RFC 5780 §7.5).
+    pub to: SocketAddr,
     /// From the other socket than the one that the question came to.
     pub from_other: bool,
 }
@@ -27,6 +29,7 @@ pub fn server_answer(
     if !request.unknown.is_empty() {
         return Some(StunAnswer {
             bytes: encode_refusal(request.transaction, &request.unknown),
+            to: from,
             from_other: false,
         });
     }
@@ -38,19 +41,21 @@ pub fn server_answer(
     if !from_other && request.change != Change::default() {
         return Some(StunAnswer {
             bytes: encode_refusal(request.transaction, &[change_request_type()]),
+            to: from,
             from_other,
         });
     }
     let (origin, second) = if from_other { (other, at) } else { (at, other) };
     Some(StunAnswer {
         bytes: encode_answer(request.transaction, from, origin, second),
+        to: SocketAddr::new(from.ip(), request.response_port.unwrap_or(from.port())),
         from_other,
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::codec::{decode_reply, encode_request};
+    use super::super::codec::{decode_reply, encode_request, encode_request_for_port};
     use super::*;
 
     const FROM: &str = "192.0.2.1:40000";
@@ -132,6 +137,23 @@ mod tests {
                 (false, None)
             );
         }
+    }
+
+    #[test]
+    fn an_answer_goes_to_the_port_that_was_named_and_never_to_another_address() {
+        let request = encode_request_for_port([1; 12], 4_000);
+        let [from, at, other] = [FROM, MAIN, "198.51.100.1:3479"].map(|a| a.parse().unwrap());
+        let answer = server_answer(&request, from, at, other).unwrap();
+        assert_eq!(
+            (answer.to, answer.from_other),
+            ("192.0.2.1:4000".parse().unwrap(), false)
+        );
+        let reply = decode_reply(&answer.bytes).unwrap();
+        assert_eq!(
+            reply.mapped,
+            Some(from),
+            "it says where the question came from all the same"
+        );
     }
 
     #[test]

@@ -27,6 +27,10 @@ struct World {
     silent: Vec<SocketAddr>,
     sent: usize,
     first_port: u16,
+    step: u16,
+    hairpins: bool,
+    /// Whether servers have both ports at both addresses, as RFC 5780 wants it.
+    has_four_sockets: bool,
     other_of_a: &'static str,
 }
 
@@ -46,6 +50,9 @@ impl World {
             silent,
             sent: 0,
             first_port: 40_000,
+            step: 1,
+            hairpins: false,
+            has_four_sockets: false,
             other_of_a: A_OTHER,
         }
     }
@@ -57,7 +64,7 @@ impl World {
             NatRule::AddressAndPortDependent => to.to_string(),
             _ => String::new(),
         };
-        let next = self.first_port + self.ports.len() as u16;
+        let next = self.first_port + self.step * self.ports.len() as u16;
         ([203, 0, 113, 1], *self.ports.entry(key).or_insert(next)).into()
     }
 
@@ -73,6 +80,12 @@ impl World {
         while let Some((to, bytes)) = self.client.poll_transmit() {
             self.sent += 1;
             self.sent_to.push(to);
+            if to.ip() == addr("203.0.113.1:1").ip() {
+                if self.hairpins {
+                    self.client.handle_datagram(to, &bytes, self.now);
+                }
+                continue;
+            }
             let source = self.mapped(to);
             let other = [
                 (A, self.other_of_a),
@@ -85,10 +98,16 @@ impl World {
             let Some((_, other)) = other.filter(|_| !self.silent.contains(&to)) else {
                 continue;
             };
-            let answer = server_answer(&bytes, source, to, addr(other)).unwrap();
-            let from = if answer.from_other { addr(other) } else { to };
+            let mut other = addr(other);
+            let mut answer = server_answer(&bytes, source, to, other).unwrap();
+            if self.has_four_sockets && codec::decode_reply(&answer.bytes).unwrap().mapped.is_none()
+            {
+                other.set_ip(to.ip());
+                answer = server_answer(&bytes, source, to, other).unwrap();
+            }
+            let from = if answer.from_other { other } else { to };
             if self.lets_in(from) {
-                self.client.handle_response(from, &answer.bytes, self.now);
+                self.client.handle_datagram(from, &answer.bytes, self.now);
             }
         }
     }
@@ -109,7 +128,7 @@ impl World {
             &servers.iter().map(|s| addr(s)).collect::<Vec<_>>(),
             self.now,
         );
-        self.run(Duration::from_secs(20));
+        self.run(Duration::from_secs(30));
         self
     }
 
@@ -143,13 +162,22 @@ fn every_nat_of_rfc_4787_is_told_by_two_servers() {
 }
 
 #[test]
-fn a_server_with_two_addresses_tells_open_filtering_apart() {
-    let mut world = World::new(NatRule::EndpointIndependent, NatRule::EndpointIndependent);
-    world.other_of_a = A_OTHER_IP;
-    assert_eq!(
-        world.learn(&[A]).behaviour(),
-        (NatRule::EndpointIndependent, NatRule::EndpointIndependent)
-    );
+fn a_server_with_two_addresses_tells_open_filtering_apart_and_one_with_four_sockets_all() {
+    use NatRule::{
+        AddressAndPortDependent as Apd, AddressDependent as Ad, EndpointIndependent as Ei,
+    };
+    for (has_four_sockets, filtering, told) in [
+        (false, Ei, Ei),
+        (false, Ad, Apd),
+        (false, Apd, Apd),
+        (true, Ei, Ei),
+        (true, Ad, Ad),
+        (true, Apd, Apd),
+    ] {
+        let mut world = World::new(Ei, filtering);
+        (world.other_of_a, world.has_four_sockets) = (A_OTHER_IP, has_four_sockets);
+        assert_eq!(world.learn(&[A]).behaviour(), (Ei, told), "{filtering:?}");
+    }
 }
 
 #[test]
@@ -160,6 +188,61 @@ fn a_symmetric_nat_is_told_by_one_server() {
     )
     .learn(&[A]);
     assert_eq!(world.behaviour().0, NatRule::AddressAndPortDependent);
+}
+
+#[test]
+fn it_is_told_how_ports_are_chosen() {
+    use NatRule::{AddressAndPortDependent as Apd, EndpointIndependent as Ei, None as No};
+    use PortAssignment::{Contiguous, Preserving, Random, Unknown};
+    for (mapping, first_port, step, told) in [
+        (Ei, 7_000, 1, Preserving),
+        (Ei, 40_000, 1, Random),
+        (Apd, 40_000, 1, Contiguous { step: 1 }),
+        (Apd, 40_000, 2, Contiguous { step: 2 }),
+        (Apd, 40_000, 4_001, Random),
+        (No, 40_000, 1, Unknown),
+    ] {
+        let mut world = World::new(mapping, Apd);
+        (world.first_port, world.step) = (first_port, step);
+        let world = world.learn(&[A, B]);
+        assert_eq!(
+            world.client.behaviour().ports,
+            told,
+            "{mapping:?} {first_port} {step}"
+        );
+    }
+}
+
+#[test]
+fn a_hairpin_is_told_from_none_and_is_nothing_without_a_nat() {
+    let rule = NatRule::EndpointIndependent;
+    for hairpins in [true, false] {
+        let mut world = World::new(rule, NatRule::AddressAndPortDependent);
+        world.hairpins = hairpins;
+        assert_eq!(
+            world.learn(&[A, B]).client.behaviour().hairpin,
+            Some(hairpins)
+        );
+    }
+    let world = World::new(NatRule::None, NatRule::None).learn(&[A, B]);
+    assert_eq!(world.client.behaviour().hairpin, None);
+}
+
+#[test]
+fn a_short_lived_mapping_is_used_more_often() {
+    let rule = NatRule::AddressAndPortDependent;
+    let mut world = World::new(NatRule::EndpointIndependent, rule).learn(&[A, B]);
+    for (every, sent) in [(13, 44..=54), (108, 24..=30)] {
+        world.client.set_keepalive(Duration::from_secs(every));
+        world.run(Duration::from_secs(30));
+        let before = world.sent;
+        world.run(Duration::from_secs(600));
+        assert!(
+            sent.contains(&(world.sent - before)),
+            "{every} s: {}",
+            world.sent - before
+        );
+    }
 }
 
 #[test]
@@ -246,7 +329,7 @@ fn an_answer_from_elsewhere_is_not_believed() {
     client.set_servers(&[addr(A)], now);
     let (to, request) = client.poll_transmit().unwrap();
     let lie = server_answer(&request, addr("192.0.2.66:66"), to, addr(A_OTHER)).unwrap();
-    client.handle_response(addr(B), &lie.bytes, now);
+    client.handle_datagram(addr(B), &lie.bytes, now);
     assert_eq!((client.reflexive(), client.poll_event()), (vec![], None));
 }
 
@@ -256,7 +339,7 @@ proptest! {
         let now = Instant::now();
         let mut client = StunClient::new(1, now);
         client.set_servers(&[addr(A)], now);
-        client.handle_response(addr(A), &bytes, now);
+        client.handle_datagram(addr(A), &bytes, now);
         server_answer(&bytes, addr(B), addr(A), addr(A_OTHER));
         prop_assert_eq!(client.poll_event(), None);
     }
