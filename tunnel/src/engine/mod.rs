@@ -561,11 +561,16 @@ impl Engine {
         }
         let mut candidates = self.relay.bound();
         candidates.extend(self.hosts.iter().map(|&addr| Candidate::Host(addr)));
-        candidates.extend(self.mapped.iter().map(|&addr| Candidate::Mapped(addr)));
+        let mapped = self.mapped.iter();
+        candidates.extend(
+            mapped
+                .filter(|addr| !reflexive.contains(addr))
+                .map(|&addr| Candidate::Mapped(addr)),
+        );
         candidates.extend(
             reflexive
                 .into_iter()
-                .filter(|addr| !self.hosts.contains(addr) && !self.mapped.contains(addr))
+                .filter(|addr| !self.hosts.contains(addr))
                 .map(Candidate::Reflexive),
         );
         candidates.dedup();

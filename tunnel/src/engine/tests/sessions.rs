@@ -2,13 +2,15 @@
 
 use super::world::*;
 use crate::{
-    engine::{Command, Event},
+    engine::{Command, Engine, EngineConfig, Event},
     stats::Counter,
+    stun::server_answer,
     switch::testing::*,
+    worker::Report,
 };
-use overlay_types::PathAddr;
+use overlay_types::{Candidate, PathAddr};
 use sha2::Digest;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[test]
 fn two_nodes_meet_and_frames_pass_both_ways() {
@@ -313,5 +315,42 @@ fn nodes_that_reach_only_a_relay_talk_through_it() {
             relay: relay(),
             index: 1
         }
+    );
+}
+
+#[test]
+fn a_mapped_port_is_a_way_in_and_stands_once_if_servers_see_us_there_too() {
+    let now = Instant::now();
+    let mut engine = Engine::new(
+        EngineConfig {
+            workers: 1,
+            seed: [1; 32],
+            unix_at_start: Duration::ZERO,
+        },
+        now,
+    );
+    let (server, other, outside) = (addr(1), addr(2), addr(9));
+    let ways_in = |engine: &mut Engine| {
+        std::iter::from_fn(|| engine.poll_event())
+            .filter_map(|event| match event {
+                Event::CandidatesChanged(list) => Some(list),
+                _ => None,
+            })
+            .last()
+    };
+    engine.handle_command(Command::SetMappedAddresses(vec![outside]), now);
+    assert_eq!(ways_in(&mut engine), Some(vec![Candidate::Mapped(outside)]));
+
+    engine.handle_command(Command::SetStunServers(vec![server]), now);
+    let question = engine.poll_transmit().unwrap();
+    let answer = server_answer(&question.bytes, outside, server, other).unwrap();
+    let report = Report::Datagram {
+        from: PathAddr::Direct(server),
+        bytes: answer.bytes,
+    };
+    engine.handle_report(report, now);
+    assert_eq!(
+        ways_in(&mut engine),
+        Some(vec![Candidate::Reflexive(outside)])
     );
 }
