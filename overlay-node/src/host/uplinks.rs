@@ -2,6 +2,7 @@
 
 use super::{InterfaceAddress, Netlink, NetlinkError, Route};
 use crate::portmap::Uplink;
+use ipnet::Ipv4Net;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
@@ -47,19 +48,14 @@ fn address_towards(
     index: u32,
     addresses: &[InterfaceAddress],
 ) -> Option<Ipv4Addr> {
-    let of_link = addresses.iter().filter(|of| of.index == index && of.usable);
-    let v4 = of_link.filter_map(|of| match of.address {
-        IpAddr::V4(address) => Some((address, of.prefix_len)),
+    let mut of_link = addresses.iter().filter(|of| of.index == index && of.usable);
+    of_link.find_map(|of| match of.address {
+        IpAddr::V4(address) => {
+            let network = Ipv4Net::new(address, of.prefix_len).ok()?;
+            network.contains(&gateway).then_some(address)
+        }
         IpAddr::V6(_) => None,
-    });
-    v4.filter(|&(address, prefix_len)| {
-        let mask = u32::MAX
-            .checked_shl(32 - u32::from(prefix_len))
-            .unwrap_or(0);
-        (u32::from(address) ^ u32::from(gateway)) & mask == 0
     })
-    .map(|(address, _)| address)
-    .next()
 }
 
 #[cfg(test)]

@@ -35,8 +35,7 @@ pub(super) struct Nat {
     /// Where the outside sees us.
     outside: Option<IpAddr>,
     lifetime: Option<MappingLifetime>,
-    /// The network that is being measured, by where it shows itself.
-    measuring: Option<IpAddr>,
+    is_measuring: bool,
     measure_at: Option<Instant>,
     /// The routers that lead out; whoever speaks to them listens.
     uplinks: watch::Sender<Vec<Uplink>>,
@@ -87,7 +86,7 @@ fn mapping_status(mapping: &Mapping) -> PortMappingStatus {
 impl Node {
     /// Begins to have the data port mapped, if that is wanted: what is mapped, and the task that ends once uplinks are told
     /// no more and everything is given back.
-    pub(super) fn start_port_mapping(&mut self) -> (watch::Receiver<Vec<Mapping>>, JoinHandle<()>) {
+    pub(super) fn start_port_mapping(&self) -> (watch::Receiver<Vec<Mapping>>, JoinHandle<()>) {
         let (tell, mappings) = watch::channel(Vec::new());
         let port = NonZeroU16::new(self.plane.local_addr().port());
         let uplinks = self.nat.uplinks.subscribe();
@@ -161,13 +160,14 @@ impl Node {
         }
         let servers = self.stun_servers();
         let server = servers.iter().find(|server| server.is_ipv4()).copied();
-        let (Some(server), Some(outside), None) = (server, self.nat.outside, self.nat.measuring)
+        let (Some(server), Some(outside), false) =
+            (server, self.nat.outside, self.nat.is_measuring)
         else {
             self.nat.measure_at = Some(now + LOOK_AGAIN);
             return;
         };
         self.nat.measure_at = Some(now + MEASURE_AGAIN);
-        self.nat.measuring = Some(outside);
+        self.nat.is_measuring = true;
         let seed = self.rng.next_u64();
         self.job(async move {
             let lifetime = measure(server, seed).await.unwrap_or_else(|error| {
@@ -180,7 +180,7 @@ impl Node {
 
     /// A measurement of the network that shows itself as `outside` has ended.
     pub(super) fn lifetime_measured(&mut self, outside: IpAddr, lifetime: Option<MappingLifetime>) {
-        self.nat.measuring = None;
+        self.nat.is_measuring = false;
         if self.nat.outside != Some(outside) {
             return; // another network by now, whose measurement is due
         }

@@ -85,15 +85,6 @@ pub struct Mapping {
     pub external: SocketAddrV4,
 }
 
-/// What is to be done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Ask for a mapping, or for the one that is held anew; [`PortMapper::handle_outcome`] wants to hear.
-    Ask(Uplink, Protocol),
-    /// The uplink is gone: nobody is there to give the mapping back to.
-    Forget(Uplink),
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// An answer is awaited.
@@ -113,7 +104,7 @@ enum State {
 pub struct PortMapper {
     uplinks: BTreeMap<Uplink, State>,
     pauses: BTreeMap<Uplink, Duration>,
-    actions: VecDeque<Action>,
+    asks: VecDeque<(Uplink, Protocol)>,
 }
 
 impl PortMapper {
@@ -122,15 +113,19 @@ impl PortMapper {
         let mut before = std::mem::take(&mut self.uplinks);
         for uplink in uplinks.into_iter().take(UPLINKS_MAX) {
             let state = before.remove(&uplink).unwrap_or_else(|| {
-                self.actions.push_back(Action::Ask(uplink, Protocol::Pcp));
+                self.asks.push_back((uplink, Protocol::Pcp));
                 State::Asking(Protocol::Pcp)
             });
             self.uplinks.insert(uplink, state);
         }
         for gone in before.into_keys() {
             self.pauses.remove(&gone);
-            self.actions.push_back(Action::Forget(gone));
         }
+    }
+
+    /// Whether it is still a way out.
+    pub fn has(&self, uplink: Uplink) -> bool {
+        self.uplinks.contains_key(&uplink)
     }
 
     /// What a router answered; `None`: nothing, or no.
@@ -174,7 +169,7 @@ impl PortMapper {
             (None, _) => match protocol.next() {
                 Some(next) => {
                     *state = State::Asking(next);
-                    self.actions.push_back(Action::Ask(uplink, next));
+                    self.asks.push_back((uplink, next));
                 }
                 None => {
                     let pause = self.pauses.entry(uplink).or_insert(ASK_AGAIN);
@@ -204,7 +199,7 @@ impl PortMapper {
                         Protocol::Pcp
                     });
                     if !is_asked {
-                        self.actions.push_back(Action::Ask(uplink, Protocol::Pcp));
+                        self.asks.push_back((uplink, Protocol::Pcp));
                     }
                 }
                 State::Mapped {
@@ -212,13 +207,12 @@ impl PortMapper {
                 } => {
                     if renew_at.is_some_and(|at| at <= now) {
                         *renew_at = None;
-                        self.actions
-                            .push_back(Action::Ask(uplink, mapping.protocol));
+                        self.asks.push_back((uplink, mapping.protocol));
                     }
                 }
                 State::Refused { ask_at } if *ask_at <= now => {
                     *state = State::Asking(Protocol::Pcp);
-                    self.actions.push_back(Action::Ask(uplink, Protocol::Pcp));
+                    self.asks.push_back((uplink, Protocol::Pcp));
                 }
                 State::Refused { .. } | State::Asking(_) => {}
             }
@@ -242,9 +236,9 @@ impl PortMapper {
             .min()
     }
 
-    /// What to do next.
-    pub fn poll_action(&mut self) -> Option<Action> {
-        self.actions.pop_front()
+    /// Whom to ask next, for a mapping or for the one that is held anew; [`Self::handle_outcome`] wants to hear.
+    pub fn poll_ask(&mut self) -> Option<(Uplink, Protocol)> {
+        self.asks.pop_front()
     }
 
     /// The mappings that hold.
@@ -284,7 +278,7 @@ mod tests {
     fn mapped(lifetime_s: u64, now: Instant) -> PortMapper {
         let mut mapper = PortMapper::default();
         mapper.set_uplinks([HOME]);
-        assert_eq!(mapper.poll_action(), Some(Action::Ask(HOME, Protocol::Pcp)));
+        assert_eq!(mapper.poll_ask(), Some((HOME, Protocol::Pcp)));
         mapper.handle_outcome(HOME, Protocol::Pcp, granted(lifetime_s), now);
         mapper
     }
@@ -296,8 +290,8 @@ mod tests {
         mapper.set_uplinks([HOME]);
         for pause_s in [300, 600, 1200, 2400, 3600, 3600] {
             for protocol in [Protocol::Pcp, Protocol::NatPmp, Protocol::Upnp] {
-                assert_eq!(mapper.poll_action(), Some(Action::Ask(HOME, protocol)));
-                assert_eq!(mapper.poll_action(), None);
+                assert_eq!(mapper.poll_ask(), Some((HOME, protocol)));
+                assert_eq!(mapper.poll_ask(), None);
                 mapper.handle_outcome(HOME, protocol, None, now);
             }
             let (at, _) = mapper.poll_timeout().unwrap();
@@ -328,9 +322,7 @@ mod tests {
         while !mapper.mappings().is_empty() {
             now = mapper.poll_timeout().unwrap().0;
             mapper.handle_timeout(now);
-            if mapper.poll_action() == Some(Action::Ask(HOME, Protocol::Pcp))
-                && !mapper.mappings().is_empty()
-            {
+            if mapper.poll_ask() == Some((HOME, Protocol::Pcp)) && !mapper.mappings().is_empty() {
                 asked += 1;
                 mapper.handle_outcome(HOME, Protocol::Pcp, None, now);
             }
@@ -338,10 +330,7 @@ mod tests {
         assert_eq!(now - began, Duration::from_secs(1200));
         assert!((10..=25).contains(&asked), "{asked}");
         mapper.handle_outcome(HOME, Protocol::Pcp, None, now);
-        assert_eq!(
-            mapper.poll_action(),
-            Some(Action::Ask(HOME, Protocol::NatPmp))
-        );
+        assert_eq!(mapper.poll_ask(), Some((HOME, Protocol::NatPmp)));
     }
 
     #[test]
@@ -350,8 +339,8 @@ mod tests {
         let mut mapper = mapped(3600, now);
         mapper.set_uplinks([CAFE]);
         assert_eq!(mapper.mappings(), []);
-        assert_eq!(mapper.poll_action(), Some(Action::Ask(CAFE, Protocol::Pcp)));
-        assert_eq!(mapper.poll_action(), Some(Action::Forget(HOME)));
+        assert_eq!(mapper.poll_ask(), Some((CAFE, Protocol::Pcp)));
+        assert!(!mapper.has(HOME));
         mapper.handle_outcome(HOME, Protocol::Pcp, granted(3600), now);
         assert_eq!(mapper.mappings(), [], "an answer that comes too late");
     }
@@ -365,10 +354,8 @@ mod tests {
             mapper.set_uplinks([HOME]);
             let mut asked = None;
             for (what, value) in steps {
-                while let Some(action) = mapper.poll_action() {
-                    if let Action::Ask(_, protocol) = action {
-                        prop_assert_eq!(asked.replace(protocol), None, "asked twice at once");
-                    }
+                while let Some((_, protocol)) = mapper.poll_ask() {
+                    prop_assert_eq!(asked.replace(protocol), None, "asked twice at once");
                 }
                 match (what, asked) {
                     (0, Some(protocol)) => {
@@ -383,7 +370,7 @@ mod tests {
                     _ => {}
                 }
                 mapper.handle_timeout(now);
-                prop_assert!(asked.is_some() || mapper.poll_timeout().is_some() || !mapper.actions.is_empty());
+                prop_assert!(asked.is_some() || mapper.poll_timeout().is_some() || !mapper.asks.is_empty());
             }
         }
     }

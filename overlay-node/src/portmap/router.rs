@@ -1,7 +1,7 @@
 //! Speaks to routers: carries out what [`PortMapper`] wants, and tells what holds. The protocols are `crab_nat`'s and
 //! `igd-next`'s.
 
-use super::{Action, Grant, LIFETIME, Mapping, PortMapper, Protocol, Uplink};
+use super::{Grant, LIFETIME, Mapping, PortMapper, Protocol, Uplink};
 use crab_nat::{
     InternetProtocol, PortMapping, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp, pcp,
 };
@@ -30,9 +30,22 @@ const SEARCH_WITHIN: Duration = Duration::from_secs(5);
 const GIVE_BACK_WITHIN: Duration = Duration::from_secs(2);
 
 /// A mapping as its protocol remembers it.
+#[derive(Clone)]
 enum Held {
     Crab(PortMapping),
     Upnp(Box<Gateway<Tokio>>, u16),
+}
+
+impl Held {
+    fn protocol(&self) -> Protocol {
+        match self {
+            Self::Crab(mapping) => match mapping.mapping_type() {
+                PortMappingType::Pcp { .. } => Protocol::Pcp,
+                PortMappingType::NatPmp => Protocol::NatPmp,
+            },
+            Self::Upnp(..) => Protocol::Upnp,
+        }
+    }
 }
 
 /// What a job brings back: whom it asked and how, and what came of it.
@@ -50,14 +63,10 @@ pub async fn run(
     let mut jobs: JoinSet<Answer> = JoinSet::new();
     mapper.set_uplinks(uplinks.borrow_and_update().clone());
     loop {
-        while let Some(action) = mapper.poll_action() {
-            match action {
-                Action::Ask(uplink, protocol) => {
-                    let before = held.remove(&uplink);
-                    jobs.spawn(ask(uplink, protocol, port, before));
-                }
-                Action::Forget(uplink) => drop(held.remove(&uplink)),
-            }
+        while let Some((uplink, protocol)) = mapper.poll_ask() {
+            // What is held stays so while it is renewed: a router that does not answer once knows it all the same.
+            let before = held.get(&uplink).filter(|held| held.protocol() == protocol);
+            jobs.spawn(ask(uplink, protocol, port, before.cloned()));
         }
         let holds = mapper.mappings();
         mappings.send_if_modified(|told| {
@@ -76,28 +85,32 @@ pub async fn run(
             }
         };
         tokio::select! {
-            changed = uplinks.changed() => match changed {
-                Ok(()) => {}
-                Err(_) => break,
-            },
+            changed = uplinks.changed() => {
+                if changed.is_err() {
+                    break;
+                }
+                let now_there = uplinks.borrow_and_update().clone();
+                held.retain(|uplink, _| now_there.contains(uplink)); // nobody else is there to give it back to
+                mapper.set_uplinks(now_there);
+            }
             Some(Ok((uplink, protocol, outcome))) = jobs.join_next() => {
-                let grant = outcome.map(|(mapping, grant)| {
-                    held.insert(uplink, mapping);
-                    grant
-                });
+                let grant = outcome
+                    .filter(|_| mapper.has(uplink))
+                    .map(|(mapping, grant)| {
+                        held.insert(uplink, mapping);
+                        grant
+                    });
                 mapper.handle_outcome(uplink, protocol, grant, Instant::now());
             }
             () = due => mapper.handle_timeout(Instant::now()),
         }
-        let now_there = uplinks.borrow_and_update().clone();
-        mapper.set_uplinks(now_there);
     }
     jobs.shutdown().await;
     let giving_back = futures::future::join_all(held.into_values().map(give_back));
     let _late = tokio::time::timeout(GIVE_BACK_WITHIN, giving_back).await;
 }
 
-/// Asks a router by one protocol, for the mapping that was held before if that is known.
+/// Asks a router by one protocol, for the mapping that is held by it if there is one.
 async fn ask(uplink: Uplink, protocol: Protocol, port: NonZeroU16, before: Option<Held>) -> Answer {
     let outcome = match (protocol, before) {
         (Protocol::Pcp | Protocol::NatPmp, Some(Held::Crab(mapping))) => {
@@ -116,16 +129,11 @@ async fn ask(uplink: Uplink, protocol: Protocol, port: NonZeroU16, before: Optio
     (uplink, protocol, outcome.ok())
 }
 
-const OPTIONS: PortMappingOptions = PortMappingOptions {
-    external_port: None,
-    lifetime_seconds: Some(LIFETIME.as_secs() as u32),
-    timeout_config: Some(TIMES),
-};
-
-fn options(port: NonZeroU16) -> PortMappingOptions {
+const fn options(port: NonZeroU16) -> PortMappingOptions {
     PortMappingOptions {
         external_port: Some(port),
-        ..OPTIONS
+        lifetime_seconds: Some(LIFETIME.as_secs() as u32),
+        timeout_config: Some(TIMES),
     }
 }
 

@@ -4,7 +4,9 @@
 //! in for that reason. So: plain question ──▶ "answer from your other socket" ──▶ question to the other socket ──▶ question
 //! to ourselves, at the address where the server saw us, which comes back to us if the NAT hairpins.
 
-use super::codec::{Change, Reply, Transaction, decode_reply, decode_request, encode_request};
+use super::codec::{
+    Change, Reply, Request, Transaction, decode_reply, decode_request, encode_request,
+};
 use super::nat::{Observations, Sighting};
 use super::{NatBehaviour, NatRule, StunEvent};
 use rand::{Rng, SeedableRng};
@@ -170,19 +172,22 @@ impl StunClient {
         };
         let (to, aim, asked) = (question.to, question.aim, question.asked);
         let is_expected =
-            from == to || matches!(aim, Aim::Filtering { from: asked, .. } if asked == from);
+            from == to || matches!(aim, Aim::Filtering { from: wanted, .. } if wanted == from);
         if !is_expected {
             return;
         }
         self.questions.remove(&reply.transaction);
         match aim {
             Aim::Plain => self.handle_plain(to, &reply, asked, now),
-            Aim::Filtering { from: asked, other } => {
-                self.filtering = if from == asked && asked.ip() == to.ip() {
+            Aim::Filtering {
+                from: wanted,
+                other,
+            } => {
+                self.filtering = if from == wanted && wanted.ip() == to.ip() {
                     NatRule::AddressDependent // or laxer, if nothing else could be asked for
-                } else if from == asked {
+                } else if from == wanted {
                     NatRule::EndpointIndependent
-                } else if asked.ip() == other.ip() {
+                } else if wanted.ip() == other.ip() {
                     NatRule::Unknown // refused, or it does not know the attribute
                 } else {
                     // Another address is not let in; whether another port is, this server cannot show.
@@ -198,7 +203,8 @@ impl StunClient {
                 });
                 self.ask_ourselves(main, now);
             }
-            Aim::Hairpin => {} // an answer of our own to ourselves; the question is what counts
+            // Somebody else is there.
+            Aim::Hairpin => (self.hairpin, self.test) = (Some(false), Test::Done),
         }
         self.judge();
         self.handle_timeout(now);
@@ -206,15 +212,12 @@ impl StunClient {
 
     /// Our own question came back to us.
     fn handle_question(&mut self, bytes: &[u8], now: Instant) {
-        let is_ours = decode_request(bytes)
-            .and_then(|request| {
-                self.questions
-                    .get(&request.transaction)
-                    .map(|q| (request, q))
-            })
-            .filter(|(_, question)| question.aim == Aim::Hairpin);
-        if let Some((request, _)) = is_ours {
-            self.questions.remove(&request.transaction);
+        let Some(Request { transaction, .. }) = decode_request(bytes) else {
+            return;
+        };
+        let question = self.questions.get(&transaction);
+        if question.is_some_and(|question| question.aim == Aim::Hairpin) {
+            self.questions.remove(&transaction);
             (self.hairpin, self.test) = (Some(true), Test::Done);
             self.judge();
             self.handle_timeout(now);
