@@ -57,6 +57,14 @@ fn nodes_see_what_their_nat_does() {
         &[],
     );
     assert_ne!(nat_of(&open, "filtering"), "address-and-port-dependent");
+    let options = SiteOptions {
+        hairpins: true,
+        ..SiteOptions::default()
+    };
+    let site = lab.site_with("hairpin", Nat::PortRestricted, options);
+    let host = site.unwrap().host("hairpin-host").unwrap();
+    let hairpinned = founder(&host, &bootstrap, "lab", &[]);
+    assert_eq!(nat_of(&hairpinned, "hairpin"), true);
 }
 
 #[test]

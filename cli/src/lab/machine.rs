@@ -2,9 +2,10 @@
 //! in which what a machine writes is its own. How machines are wired together is the business of
 //! [`super::Lab`] and [`super::Site`].
 
-use super::process::{Process, only_child};
+use super::process::{Process, Resident, only_child, residents};
+use super::rules::{SILENCE, SILENCE_ENDS};
 use super::{Capture, await_word};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::fs::{self, File};
@@ -14,10 +15,13 @@ use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a command in a machine may take before it counts as hung.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long it may take until every program of a machine stands still.
+const SUSPENSION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The search path inside: the lab's own programs, then Debian's path for root.
 const PATH: &str = "/run/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -211,6 +215,48 @@ impl Machine {
         kill_process(self.init, Signal::KILL).with_context(|| format!("power off {}", self.name))
     }
 
+    /// Puts the machine to sleep: its programs stand still, and what is sent to it is lost. Unlike on a laptop whose lid was
+    /// closed, the monotonic clock goes on.
+    pub fn suspend(&self) -> Result<()> {
+        self.nft(SILENCE)?;
+        // Whoever was just being born is met by the next look.
+        let deadline = Instant::now() + SUSPENSION_TIMEOUT;
+        loop {
+            let awake: Vec<_> = self.residents().filter(|one| !one.is_stopped).collect();
+            if awake.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "{}: {} programs do not stand still",
+                self.name,
+                awake.len()
+            );
+            for one in awake {
+                let _gone = kill_process(one.pid, Signal::STOP);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Wakes it from [`Machine::suspend`].
+    pub fn resume(&self) -> Result<()> {
+        self.nft(SILENCE_ENDS)?;
+        for one in self.residents() {
+            let _gone = kill_process(one.pid, Signal::CONT);
+            // Whoever started it from outside stood still with it (nsenter does).
+            if let Some(starter) = one.starter {
+                let _gone = kill_process(starter, Signal::CONT);
+            }
+        }
+        Ok(())
+    }
+
+    /// The programs that run inside, but for the first process.
+    fn residents(&self) -> impl Iterator<Item = Resident> {
+        residents(self.init)
+    }
+
     /// `program`, to be run inside with the machine's own environment and no input.
     pub fn command(&self, program: &str) -> Command {
         self.command_in(None, program)
@@ -396,6 +442,14 @@ impl Machine {
     /// Makes it a router.
     pub fn forward_packets(&self) -> Result<()> {
         self.sysctl("net/ipv4/ip_forward", "1")
+    }
+
+    /// IPv6 addresses of interfaces that are made from now on can be used at once: nobody has another's here. Else a router
+    /// waits a second or two for objections to its own (RFC 4862 §5.4), and asks for nobody else's meanwhile.
+    pub(super) fn trust_addresses(&self) -> Result<()> {
+        let all = "cd /proc/sys/net/ipv6/conf || exit 0
+             for which in all default; do echo 0 > $which/accept_dad; done";
+        self.sh(all).map(drop)
     }
 
     /// Writes a file inside, its directories included.

@@ -23,15 +23,18 @@ mod nat;
 mod privilege;
 mod process;
 mod requirements;
+mod rules;
 mod site;
+mod uplink;
 
 pub use capture::{Capture, CapturedFrame, UdpView};
 pub use machine::{Machine, Output};
-pub use nat::Nat;
+pub use nat::{HTTP_PROXY_PORT, Nat, Outbound, Stack};
 pub use privilege::Privilege;
 pub use process::Process;
 pub use requirements::{LAB_TOOLS, MissingTools, Tool, require};
-pub use site::{Host, Site, SiteOptions};
+pub use site::{Site, SiteOptions};
+pub use uplink::{Host, Uplink};
 
 use anyhow::{Context, Result, bail};
 use machine::View;
@@ -39,17 +42,22 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use uplink::Leg;
 
 /// The bridge that is the internet, in the internet's namespace.
 pub const INTERNET_BRIDGE: &str = "internet";
 
 /// Public hosts and the outside of routers live in 198.18.0.0/15, set aside by RFC 2544 for test networks.
 const INTERNET_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+/// Where there is IPv6, public hosts and the outside of routers live in 2001:db8::/64, and the LANs behind them in
+/// 2001:db8:1:N::/64: documentation addresses (RFC 3849), which Farlan takes for public ones.
+const INTERNET_ADDRESS6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// Every lab directory begins with this, under the system's directory for temporary files.
 const DIRECTORY_PREFIX: &str = "farlan-lab-";
@@ -67,6 +75,7 @@ pub struct Lab {
     private_directories: Vec<PathBuf>,
     public_hosts: Cell<u8>,
     sites: Cell<u8>,
+    has_ipv6: Cell<bool>,
     machines: RefCell<Vec<(Machine, Child)>>,
     kept: Cell<bool>,
 }
@@ -135,10 +144,12 @@ impl Lab {
             private_directories: private.iter().map(|p| p.to_path_buf()).collect(),
             public_hosts: Cell::new(0),
             sites: Cell::new(0),
+            has_ipv6: Cell::new(false),
             machines: RefCell::new(Vec::new()),
             kept: Cell::new(false),
         };
         let internet = lab.machine("internet")?;
+        internet.trust_addresses()?;
         internet.ip(&[
             &format!("link add {INTERNET_BRIDGE} type bridge mcast_snooping 0"),
             &format!("addr add {INTERNET_ADDRESS}/16 dev {INTERNET_BRIDGE}"),
@@ -205,13 +216,35 @@ impl Lab {
         b.ip(&[&format!("link set {b_end} up")])
     }
 
-    /// A host with a public address on `eth0`.
+    /// A host with a public IPv4 address on `eth0`.
     pub fn public_host(&self, name: &str) -> Result<Host> {
+        self.public_host_with(name, Stack::Ipv4)
+    }
+
+    /// A host with public addresses of these IP versions on `eth0`.
+    pub fn public_host_with(&self, name: &str, stack: Stack) -> Result<Host> {
         let index = next(&self.public_hosts, "public hosts")?;
-        let address = Ipv4Addr::new(198, 18, 0, 9 + index);
-        let machine = self.machine(name)?;
-        self.plug_into_internet(&machine, "eth0", &format!("p{index}"), address)?;
-        Ok(Host::new(machine, address))
+        let machine = self.machine_with(name, stack)?;
+        self.plug_into_internet(&machine, "eth0", &format!("p{index}"))?;
+        let last = 9 + index;
+        let v4 = Leg {
+            address: Ipv4Addr::new(198, 18, 0, last),
+            prefix_len: 16,
+            gateway: INTERNET_ADDRESS,
+        };
+        let v6 = Leg {
+            address: Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last.into()),
+            prefix_len: 64,
+            gateway: INTERNET_ADDRESS6,
+        };
+        let uplink = Uplink::new(
+            &machine,
+            "eth0",
+            stack.has_ipv4().then_some(v4),
+            stack.has_ipv6().then_some(v6),
+        );
+        uplink.up()?;
+        Ok(Host::new(machine, uplink))
     }
 
     /// A site of its own private network behind a router that does `nat`.
@@ -221,25 +254,36 @@ impl Lab {
 
     /// A site with other than the usual options.
     pub fn site_with(&self, name: &str, nat: Nat, options: SiteOptions) -> Result<Site<'_>> {
-        let index = next(&self.sites, "sites")?;
-        Site::build(self, name, index, nat, options)
+        Site::build(self, name, nat, options, None)
     }
 
-    /// Plugs an interface of `machine` into the internet, addresses it, and routes by it.
-    fn plug_into_internet(
-        &self,
-        machine: &Machine,
-        inside: &str,
-        outside: &str,
-        address: Ipv4Addr,
-    ) -> Result<()> {
+    /// A machine whose interfaces will have these IP versions.
+    fn machine_with(&self, name: &str, stack: Stack) -> Result<Machine> {
+        let machine = self.machine(name)?;
+        if stack.has_ipv6() {
+            self.assure_ipv6()?;
+            machine.trust_addresses()?;
+        }
+        Ok(machine)
+    }
+
+    /// Plugs an interface of `machine` into the internet.
+    fn plug_into_internet(&self, machine: &Machine, inside: &str, outside: &str) -> Result<()> {
         let internet = self.internet();
         self.cable(machine, inside, &internet, outside)?;
-        internet.ip(&[&format!("link set {outside} master {INTERNET_BRIDGE}")])?;
-        machine.ip(&[
-            &format!("addr add {address}/16 dev {inside}"),
-            &format!("route add default via {INTERNET_ADDRESS}"),
-        ])
+        internet.ip(&[&format!("link set {outside} master {INTERNET_BRIDGE}")])
+    }
+
+    /// Gives the internet IPv6, when somebody first asks for it: not every kernel has it.
+    fn assure_ipv6(&self) -> Result<()> {
+        if self.has_ipv6.replace(true) {
+            return Ok(());
+        }
+        let internet = self.internet();
+        internet.ip(&[&format!(
+            "addr add {INTERNET_ADDRESS6}/64 dev {INTERNET_BRIDGE} nodad"
+        )])?;
+        internet.sysctl("net/ipv6/conf/all/forwarding", "1")
     }
 
     /// Lets the lab outlive this program; [`Lab::init`] is what to end then.

@@ -19,6 +19,8 @@ const TERMINATION_GRACE: Duration = Duration::from_secs(10);
 pub struct Process {
     what: String,
     log: PathBuf,
+    /// How much others wrote there before it.
+    log_begins: u64,
     /// `nsenter`, which ends as the program does, with its status.
     holder: Child,
     pid: Option<Pid>,
@@ -32,6 +34,7 @@ impl Process {
             .append(true)
             .open(&log)
             .with_context(|| format!("open the log {}", log.display()))?;
+        let log_begins = output.metadata()?.len();
         let holder = command
             .stdout(output.try_clone()?)
             .stderr(output)
@@ -40,6 +43,7 @@ impl Process {
         let mut process = Self {
             what: what.to_owned(),
             log,
+            log_begins,
             holder,
             pid: None,
             left_running: false,
@@ -59,9 +63,11 @@ impl Process {
         &self.log
     }
 
-    /// Its output so far.
+    /// Its output so far, without that of programs before it of the same label.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+        let all = fs::read(&self.log).unwrap_or_default();
+        let begins = usize::try_from(self.log_begins).unwrap_or(usize::MAX);
+        String::from_utf8_lossy(all.get(begins..).unwrap_or_default()).into_owned()
     }
 
     /// Waits until a line of its output contains `needle` and returns that line. Ends early, with the
@@ -201,6 +207,36 @@ fn first_child(parent: u32) -> Option<Pid> {
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
         .find(|&pid| stat_fields(pid).is_some_and(|fields| fields.get(1) == Some(&parent)))
         .and_then(|pid| Pid::from_raw(pid.cast_signed()))
+}
+
+/// A program inside a machine.
+pub(super) struct Resident {
+    pub(super) pid: Pid,
+    pub(super) is_stopped: bool,
+    /// The process outside that waits for it.
+    pub(super) starter: Option<Pid>,
+}
+
+/// Every process of the process namespace whose first process is `init`, but for that one.
+pub(super) fn residents(init: Pid) -> impl Iterator<Item = Resident> {
+    let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let home = namespace(init.as_raw_nonzero().get().cast_unsigned());
+    let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+    all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter_map(move |number| {
+            let pid = Pid::from_raw(number.cast_signed())?;
+            if pid == init || home.is_none() || namespace(number) != home {
+                return None;
+            }
+            let fields = stat_fields(number)?;
+            let parent: u32 = fields.get(1)?.parse().ok()?;
+            let starter = Pid::from_raw(parent.cast_signed());
+            Some(Resident {
+                pid,
+                is_stopped: matches!(fields.first()?.as_str(), "T" | "Z"),
+                starter: starter.filter(|_| namespace(parent) != home),
+            })
+        })
 }
 
 /// When a process started, in clock ticks since boot; `None` when it is gone or only its status is left.

@@ -1,5 +1,9 @@
 //! The laboratory itself: that its NATs do what they are named for, that machines have nothing in common,
-//! and that nothing of a lab is left behind.
+//! and that nothing of a lab is left behind. What the other kinds of site do, and what may befall hosts and routers, stands
+//! in the two files below.
+
+mod mishaps;
+mod sites;
 
 use anyhow::Result;
 use cli::lab::{Lab, Nat, SiteOptions};
