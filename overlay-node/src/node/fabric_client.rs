@@ -162,14 +162,10 @@ impl Node {
             offer.services = services;
         }
         if let Place::Given(allocation) = place {
-            let relay = allocation
-                .relay
-                .iter()
-                .find(|addr| addr.is_ipv4())
-                .or(allocation.relay.first());
+            let relay = reachable(&allocation.relay, &self.candidates);
             offer.grant = relay.map(|relay| RelayGrant {
                 via: peer,
-                relay: *relay,
+                relay,
                 index: allocation.index,
                 key: allocation.key,
             });
@@ -208,5 +204,41 @@ impl Node {
             .filter_map(|offer| offer.grant.clone())
             .take(RELAYS_MAX);
         self.tell(Command::SetRelays(grants.collect()));
+    }
+}
+
+/// Of a relay's addresses, the one to use: the IPv4 address, unless this host has addresses and none by IPv4. Others who have
+/// a place there are reached whichever version they use.
+fn reachable(relay: &[SocketAddr], ours: &[Candidate]) -> Option<SocketAddr> {
+    let mut hosts = ours.iter().filter_map(|candidate| match candidate {
+        Candidate::Host(addr) => Some(addr.is_ipv4()),
+        _ => None,
+    });
+    // Empty at first: what is wrong is found out when nothing answers there, and the place is asked for anew.
+    let has_ipv4 = hosts
+        .next()
+        .is_none_or(|first| first || hosts.any(|has| has));
+    let wanted = relay.iter().find(|addr| addr.is_ipv4() == has_ipv4);
+    wanted.or(relay.first()).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_with_both_ip_versions_is_reached_by_the_one_that_the_host_has() {
+        let addr = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (four, six) = (addr("198.51.100.1:7"), addr("[2001:db8::1]:7"));
+        let host = |text: &str| Candidate::Host(addr(text));
+        let ours = [host("192.0.2.1:9"), host("[2001:db8::2]:9")];
+
+        assert_eq!(reachable(&[four, six], &[]), Some(four));
+        assert_eq!(reachable(&[four, six], &ours), Some(four));
+        assert_eq!(reachable(&[six, four], &ours[..1]), Some(four));
+        assert_eq!(reachable(&[four, six], &ours[1..]), Some(six));
+        let translated = reachable(&[four], &ours[1..]);
+        assert_eq!(translated, Some(four), "a translator may lead there");
+        assert_eq!(reachable(&[], &ours), None);
     }
 }
