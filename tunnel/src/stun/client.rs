@@ -374,7 +374,10 @@ impl StunClient {
                 self.forget_test(); // another network, so perhaps another NAT
             }
         }
-        if let Some(mut other) = reply.other.filter(|_| self.test == Test::Waiting) {
+        // NATs are IPv4's: a host that has it is tested by it, whichever server answers first.
+        let shows_nat = to.is_ipv4() || !self.host.iter().any(SocketAddr::is_ipv4);
+        let is_due = shows_nat && self.test == Test::Waiting;
+        if let Some(mut other) = reply.other.filter(|_| is_due) {
             if other.ip().is_unspecified() {
                 other.set_ip(to.ip());
             }

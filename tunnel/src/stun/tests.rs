@@ -344,3 +344,27 @@ proptest! {
         prop_assert_eq!(client.poll_event(), None);
     }
 }
+
+#[test]
+fn a_host_with_both_ip_versions_is_tested_by_ipv4_whoever_answers_first() {
+    let now = Instant::now();
+    let inside6 = "[2001:db8::2]:7000";
+    let mut client = StunClient::new(1, now);
+    client.set_host_candidates(&[addr(INSIDE), addr(inside6)], now);
+    client.set_servers(&[addr("[2001:db8::1]:3478"), addr(A)], now);
+    let asked: Vec<_> = std::iter::from_fn(|| client.poll_transmit()).collect();
+    let mut answer = |at: usize, seen: &str| {
+        let (to, question) = &asked[at];
+        let other = SocketAddr::new(to.ip(), 3479);
+        let answer = server_answer(question, addr(seen), *to, other).unwrap();
+        client.handle_datagram(*to, &answer.bytes, now);
+        std::iter::from_fn(|| client.poll_transmit().map(|(to, _)| to)).collect::<Vec<_>>()
+    };
+
+    assert_eq!(answer(0, inside6), []);
+    assert_eq!(
+        answer(1, "203.0.113.1:40000"),
+        [addr(A)],
+        "the filtering test"
+    );
+}
