@@ -11,6 +11,7 @@ mod guide;
 mod joining;
 mod lab;
 mod lan;
+mod matrix;
 mod mdns;
 mod mtu;
 mod nat;
@@ -18,5 +19,7 @@ mod offloads;
 mod overlay;
 mod paths;
 mod port_mapping;
+#[path = "../reachability/mod.rs"]
+mod reachability;
 mod static_peers;
 mod super_frames;

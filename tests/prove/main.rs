@@ -3,7 +3,7 @@
 //! measured already with this build is not measured again (`target/prove`, remove it to begin anew).
 //!
 //! `prove [PART]...` measures only these parts; `prove --short [PART]...` two of each and a minute's idling, to see that
-//! it works. Neither writes the page.
+//! it works; `prove --runs=N [PART]...` N of each. None of them writes the page.
 
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on panics")]
 #![allow(
@@ -11,11 +11,14 @@
     reason = "the stage is shared with tests that use more of it"
 )]
 
+mod matrix;
 #[path = "../measuring.rs"]
 mod measuring;
 mod memory;
 #[path = "../netns/overlay.rs"]
 mod overlay;
+#[path = "../reachability/mod.rs"]
+mod reachability;
 mod transfer;
 mod wire;
 
@@ -24,7 +27,7 @@ use cli::demo::Node;
 use cli::lab::{Lab, Machine, Nat};
 use measuring::{processor, said};
 use overlay::{FARLAN, eventually, fabric, founder, host_behind, lab, path_kind, ping, program};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// How often each time is taken.
@@ -71,7 +74,7 @@ fn main() -> Result<()> {
     {
         return memory::hold(sessions, far);
     }
-    let parts: [Part; 7] = [
+    let parts: [Part; 8] = [
         ("first-ping-direct", |amount| {
             let goal = Duration::from_secs(3);
             first_ping(amount, Nat::PortRestricted, "direct", goal)
@@ -86,6 +89,7 @@ fn main() -> Result<()> {
         ("memory", memory::memory),
         ("relay", transfer::relay),
         ("lossy-path", transfer::lossy),
+        ("matrix", matrix::matrix),
     ];
     let (flags, only): (Vec<String>, Vec<String>) = arguments
         .into_iter()
@@ -93,11 +97,14 @@ fn main() -> Result<()> {
     let amount = match flags.as_slice() {
         [] => FULL,
         [flag] if flag == "--short" => SHORT,
-        _ => bail!("usage: prove [--short] [PART]..."),
+        [flag] if flag.starts_with("--runs=") => Amount {
+            runs: flag["--runs=".len()..].parse().context("--runs=N")?,
+            ..FULL
+        },
+        _ => bail!("usage: prove [--short | --runs=N] [PART]..."),
     };
     let is_full = flags.is_empty();
-    let cache = program().parent().unwrap().join("../prove");
-    std::fs::create_dir_all(&cache)?;
+    let cache = cache()?;
     let mut all_kept = true;
     let mut page = heading()?;
     for (name, measure) in parts {
@@ -134,6 +141,13 @@ fn main() -> Result<()> {
     }
     ensure!(all_kept, "not every promise was kept");
     Ok(())
+}
+
+/// Where what was measured is kept.
+fn cache() -> Result<PathBuf> {
+    let cache = program().parent().unwrap().join("../prove");
+    std::fs::create_dir_all(&cache)?;
+    Ok(cache)
 }
 
 /// Whether a part was measured after the program was built.

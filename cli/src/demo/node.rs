@@ -52,9 +52,31 @@ impl Node {
         Ok((node, address.to_owned()))
     }
 
+    /// Starts an infrastructure node at every address of its machine, and returns it with all that others bootstrap from.
+    pub fn fabric_everywhere(machine: &Machine, program: &str) -> Result<(Self, Vec<String>)> {
+        let mut process = machine.spawn("farlan", &[program, "fabric", "--no-mdns"])?;
+        let is_ready = |line: &str| line.starts_with("ready ");
+        process.wait_for("ready", READY_TIMEOUT, is_ready)?;
+        let said = process.log();
+        let addresses = said.lines().filter(|line| line.starts_with("/ip"));
+        let addresses = addresses.map(str::to_owned).collect();
+        let node = Self {
+            machine: machine.clone(),
+            program: program.to_owned(),
+            process,
+        };
+        Ok((node, addresses))
+    }
+
     /// Starts a member that is in no network yet.
     pub fn up(machine: &Machine, program: &str) -> Result<Self> {
-        let process = machine.spawn("farlan", &[program, "up"])?;
+        Self::up_with(machine, program, &[])
+    }
+
+    /// The same with further options.
+    pub fn up_with(machine: &Machine, program: &str, options: &[&str]) -> Result<Self> {
+        let words = [&[program, "up"], options].concat();
+        let process = machine.spawn("farlan", &words)?;
         let node = Self {
             machine: machine.clone(),
             program: program.to_owned(),
@@ -71,7 +93,18 @@ impl Node {
         program: &str,
         invite: &str,
     ) -> Result<(Self, String)> {
-        let process = machine.spawn("farlan", &[program, "up", "--invite", invite])?;
+        Self::up_with_invite_and(machine, program, invite, &[])
+    }
+
+    /// The same with further options.
+    pub fn up_with_invite_and(
+        machine: &Machine,
+        program: &str,
+        invite: &str,
+        options: &[&str],
+    ) -> Result<(Self, String)> {
+        let words = [&[program, "up", "--invite", invite], options].concat();
+        let process = machine.spawn("farlan", &words)?;
         let mut node = Self {
             machine: machine.clone(),
             program: program.to_owned(),
