@@ -116,6 +116,7 @@ static RESPONSES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
             stun: relay.clone(),
             stun_alternate: relay.clone(),
             relay: relay.clone(),
+            streams: Vec::new(),
         }),
         Response::Relay(RelayAllocation {
             relay,

@@ -187,6 +187,7 @@ fn relay_and_client_speak_through_noise() {
                 relay,
                 index,
                 key,
+                carrier: None,
             }],
             now,
         );

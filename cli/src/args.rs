@@ -2,7 +2,10 @@
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use multiaddr::Multiaddr;
-use overlay_node::config::{DnsMode, IfName};
+use overlay_node::{
+    config::{DnsMode, IfName},
+    stream::Via,
+};
 use overlay_types::{DhcpMode, MacAddr, Name, PortKind, Subnet};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -165,6 +168,9 @@ pub struct Up {
     /// A STUN server, beside the fabric nodes
     #[arg(long, value_name = "ADDR:PORT")]
     pub stun: Vec<SocketAddr>,
+    /// A way out where neither UDP nor TLS gets out: ssh://[USER@]HOST[:PORT] or http://[USER:PASSWORD@]HOST:PORT
+    #[arg(long, value_name = "URL")]
+    pub via: Vec<Via>,
     /// How names reach this host's resolver: auto, resolved, hosts or off [default: auto]
     #[arg(long, value_name = "HOW")]
     pub dns: Option<DnsMode>,
@@ -185,6 +191,9 @@ pub struct Fabric {
     /// UDP port of STUN and relay; the one after it is used too [default: the port after --listen's]
     #[arg(long, value_name = "PORT")]
     pub service_port: Option<u16>,
+    /// TCP port for nodes that get out by TLS only; 0: none [default: 443, if it is free]
+    #[arg(long, value_name = "PORT")]
+    pub stream_port: Option<u16>,
     /// What the relay carries for all members together, in Mbit/s [default: 1000]
     #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub relay_rate: Option<u32>,

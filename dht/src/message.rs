@@ -130,6 +130,8 @@ pub struct FabricServices {
     pub stun_alternate: Vec<SocketAddr>,
     /// The relay.
     pub relay: Vec<SocketAddr>,
+    /// Where streams to all of these are taken, TCP.
+    pub streams: Vec<SocketAddr>,
 }
 
 /// A number at a relay.

@@ -1,6 +1,7 @@
 //! What a node is told at start: the flags of `farlan up` or `farlan fabric` laid over a TOML file laid over defaults.
 //! The result cannot be wrong in itself; whether a port is free or a directory usable is found out by those who use them.
 
+use crate::stream::Via;
 use multiaddr::Multiaddr;
 use overlay_types::Name;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ use zeroize::Zeroizing;
 
 /// Where fabric nodes take control connections, over QUIC and TCP. Members' ports are chosen at first start.
 pub const FABRIC_PORT: u16 = 4077;
+/// Where fabric nodes take streams: what nearly every firewall lets out.
+pub const STREAM_PORT: u16 = 443;
 /// `sun_path` holds 108 bytes with its closing zero (unix(7)).
 const SOCKET_PATH_MAX: usize = 107;
 /// The socket's name inside the state directory.
@@ -50,6 +53,8 @@ pub struct RunConfig {
     pub port_mapping: bool,
     /// STUN servers (RFC 8489) beside the fabric nodes.
     pub stun: Vec<SocketAddr>,
+    /// Through what streams may leave where neither UDP nor TLS gets out.
+    pub via: Vec<Via>,
     /// How names reach the host's own resolver.
     pub dns: DnsMode,
     /// The hosts file, for [`DnsMode::Hosts`].
@@ -75,6 +80,8 @@ pub struct FabricConfig {
     pub service_main: SocketAddr,
     /// The second socket, for STUN's CHANGE-REQUEST: the same address with the port after that.
     pub service_alternate: SocketAddr,
+    /// Where it takes streams from nodes that get out by TLS only.
+    pub streams: Streams,
     /// Addresses at which others reach this node, where its interfaces do not show them (1:1 NAT, cloud).
     pub external: Vec<IpAddr>,
     /// Other fabric nodes.
@@ -83,6 +90,17 @@ pub struct FabricConfig {
     pub mdns: bool,
     /// Cancelled when the node is to stop.
     pub stop: CancellationToken,
+}
+
+/// Whether a fabric node takes streams, TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Streams {
+    /// There, or not at all where that port is taken or not permitted.
+    IfPossible(SocketAddr),
+    /// There.
+    At(SocketAddr),
+    /// Nowhere.
+    Off,
 }
 
 /// What the command line says; all of it optional, all of it stronger than the file.
@@ -112,6 +130,8 @@ pub struct RunFlags {
     pub no_port_mapping: bool,
     /// `--stun`, added to the file's.
     pub stun: Vec<SocketAddr>,
+    /// `--via`, added to the file's.
+    pub via: Vec<Via>,
     /// `--dns`.
     pub dns: Option<DnsMode>,
     /// `--hosts-file`.
@@ -131,6 +151,8 @@ pub struct FabricFlags {
     pub listen: Vec<SocketAddr>,
     /// `--service-port`.
     pub service_port: Option<u16>,
+    /// `--stream-port`; 0 means none.
+    pub stream_port: Option<u16>,
     /// `--relay-rate`, in Mbit/s.
     pub relay_rate: Option<u32>,
     /// `--relay-rate-member`, in Mbit/s.
@@ -179,6 +201,7 @@ struct DiscoverySection {
 struct NatSection {
     port_mapping: Option<bool>,
     stun: Vec<SocketAddr>,
+    via: Vec<Via>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -405,6 +428,8 @@ impl RunConfig {
         usable_bootstraps(&bootstrap)?;
         let mut stun = file.nat.stun;
         stun.extend(flags.stun);
+        let mut via = file.nat.via;
+        via.extend(flags.via);
         Ok(Self {
             state_dir,
             socket,
@@ -421,6 +446,7 @@ impl RunConfig {
             mdns: !flags.no_mdns && file.discovery.mdns.unwrap_or(true),
             port_mapping: !flags.no_port_mapping && file.nat.port_mapping.unwrap_or(true),
             stun,
+            via,
             dns: flags.dns.or(file.dns.mode).unwrap_or_default(),
             hosts_file: absolute(
                 flags
@@ -466,6 +492,11 @@ impl FabricConfig {
         }
         usable_bootstraps(&flags.bootstrap)?;
         let relay = relay_limits(flags.relay_rate, flags.relay_rate_member)?;
+        let streams = match flags.stream_port {
+            None => Streams::IfPossible((service_ip, STREAM_PORT).into()),
+            Some(0) => Streams::Off,
+            Some(port) => Streams::At((service_ip, port).into()),
+        };
         Ok(Self {
             state_dir,
             socket,
@@ -473,6 +504,7 @@ impl FabricConfig {
             relay,
             service_main: (service_ip, main).into(),
             service_alternate: (service_ip, alternate).into(),
+            streams,
             external: flags.external,
             bootstrap: flags.bootstrap,
             mdns: !flags.no_mdns,

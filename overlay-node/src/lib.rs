@@ -10,3 +10,4 @@ pub mod mdns;
 pub mod node;
 pub mod portmap;
 pub mod state;
+pub mod stream;

@@ -8,7 +8,7 @@
 mod common;
 
 use common::{in_namespace_async, run};
-use overlay_node::host::{AddressWatch, HostsFile, Netlink, NetlinkError, Resolved, Route};
+use overlay_node::host::{HostsFile, Netlink, NetlinkError, NetworkWatch, Resolved, Route};
 use overlay_types::MacAddr;
 use std::{collections::BTreeSet, fs, net::IpAddr, path::PathBuf, time::Duration};
 use tokio::time::timeout;
@@ -189,7 +189,7 @@ fn the_hosts_own_networks_and_addresses_are_known() {
 fn a_change_of_address_is_told() {
     in_namespace_async("a_change_of_address_is_told", async {
         run("ip link add ea type veth peer name eb; ip link set ea up");
-        let mut watch = AddressWatch::open().unwrap();
+        let mut watch = NetworkWatch::open().unwrap();
         let quiet = timeout(Duration::from_millis(200), watch.changed()).await;
         assert!(quiet.is_err());
 

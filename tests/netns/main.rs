@@ -13,6 +13,7 @@ mod lab;
 mod lan;
 mod matrix;
 mod mdns;
+mod moved;
 mod mtu;
 mod nat;
 mod offloads;
@@ -22,4 +23,6 @@ mod port_mapping;
 #[path = "../reachability/mod.rs"]
 mod reachability;
 mod static_peers;
+mod streams;
 mod super_frames;
+mod talk;

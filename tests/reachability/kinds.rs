@@ -87,9 +87,9 @@ pub(crate) enum Way {
     Stream,
 }
 
-/// The ways that this build does not know yet. A cell that is to go by [`Way::Stream`] is not tried while it stands here, and
-/// one by [`Way::Predicted`] may go by relay. Nothing is to stand here in the end.
-pub(crate) const NOT_BUILT: &[Way] = &[Way::Predicted, Way::Stream];
+/// The ways that this build does not know yet: a cell that is to go by [`Way::Predicted`] may go by relay. Nothing is to stand
+/// here in the end.
+pub(crate) const NOT_BUILT: &[Way] = &[Way::Predicted];
 
 impl Way {
     /// Whether this build does not know it.

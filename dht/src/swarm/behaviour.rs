@@ -3,13 +3,15 @@
 use super::codec::BytesCodec;
 use super::gate::Gate;
 use super::slots::SlotKad;
+use super::streams::StreamTransport;
 use super::{Role, SpawnError, SwarmConfig};
+use libp2p::core::upgrade;
 use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    PeerId, StreamProtocol, Swarm, SwarmBuilder, autonat, dcutr, identify, kad, mdns, noise, ping,
-    relay, request_response, tcp, yamux,
+    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport, autonat, dcutr, identify, kad, mdns,
+    noise, ping, relay, request_response, tcp, yamux,
 };
 use libp2p_allow_block_list::{self as allow_block_list, BlockedPeers};
 use libp2p_connection_limits::{self as connection_limits, ConnectionLimits};
@@ -98,7 +100,15 @@ pub(super) fn build(
             quic.max_stream_data = 1 << 20; // no bulk data here: memory is better kept
             quic.max_connection_data = 4 << 20;
             quic
-        });
+        })
+        .with_other_transport(|keypair| {
+            let dialer = config.streams.clone();
+            Ok(StreamTransport { dialer }
+                .upgrade(upgrade::Version::V1Lazy)
+                .authenticate(noise::Config::new(keypair)?)
+                .multiplex(yamux::Config::default()))
+        })
+        .map_err(|error| failed("streams")(&error))?;
     macro_rules! finish {
         ($builder:expr) => {
             $builder

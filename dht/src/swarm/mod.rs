@@ -17,6 +17,7 @@ mod peer;
 mod queries;
 mod requests;
 mod slots;
+mod streams;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -29,9 +30,11 @@ pub use handle::{
 };
 pub use libp2p::Multiaddr;
 pub use peer::{from_libp2p, multiaddrs_of, to_libp2p, with_peer};
+pub use streams::{
+    ByteStream, StreamAddr, StreamDialer, StreamService, TlsError, tls_client, tls_server,
+};
 
 use crate::identity::Identity;
-use libp2p::identity::Keypair;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use tokio::sync::mpsc;
 
@@ -63,6 +66,8 @@ pub struct SwarmConfig {
     pub role: Role,
     /// Whether to look for nodes on the LAN, and be found there.
     pub mdns: bool,
+    /// Opens streams to bootstraps that end in `/tls`, which are not dialed without it.
+    pub streams: Option<StreamDialer>,
 }
 
 impl SwarmConfig {
@@ -96,8 +101,7 @@ pub enum SpawnError {
 /// [`SpawnError`] when it cannot listen. Missing IPv6 is no error: what remains is listened on.
 pub fn spawn(config: SwarmConfig) -> Result<(SwarmHandle, mpsc::Receiver<SwarmEvent>), SpawnError> {
     let peer_id = config.identity.peer_id();
-    let keypair = Keypair::ed25519_from_bytes(*config.identity.to_bytes())
-        .expect("32 bytes are an Ed25519 seed");
+    let keypair = streams::keypair(&config.identity);
     let (commands, commands_rx) = mpsc::channel(COMMANDS_MAX);
     let (events, events_rx) = mpsc::channel(EVENTS_MAX);
     let swarm = behaviour::build(&config, keypair)?;

@@ -31,6 +31,7 @@ fn start(seed: u64, role: Role, listen: Vec<Multiaddr>, bootstrap: Vec<Multiaddr
         bootstrap,
         role,
         mdns: false,
+        streams: None,
     };
     let (handle, events) = spawn(config).unwrap();
     Node { handle, events }
@@ -478,6 +479,7 @@ async fn a_member_with_a_public_address_serves_the_dht_and_takes_no_place_at_a_r
         bootstrap: addresses,
         role,
         mdns: false,
+        streams: None,
     };
     let (handle, events) = spawn(config).unwrap();
     let mut member = Node { handle, events };

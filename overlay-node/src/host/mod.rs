@@ -5,11 +5,16 @@ pub mod hosts_file;
 pub mod names;
 pub mod netlink;
 pub mod resolved;
+mod sleep;
 pub mod sysctl;
 mod uplinks;
+mod watch;
 
 pub use hosts_file::{HostsError, HostsFile};
 pub use names::{HostNames, HostNamesError};
-pub use netlink::{AddressWatch, InterfaceAddress, Link, Netlink, NetlinkError, Route};
+pub use netlink::{InterfaceAddress, Link, Netlink, NetlinkError, Route};
 pub use resolved::{Resolved, ResolvedError};
+pub use sleep::SleepWatch;
 pub use sysctl::Sysctl;
+pub use uplinks::WaysOut;
+pub use watch::NetworkWatch;

@@ -1,9 +1,9 @@
 //! Links, addresses and routes of the network namespace that the node runs in, over rtnetlink.
 
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use overlay_types::{MacAddr, Subnet};
 use rtnetlink::{
-    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, MulticastGroup, RouteMessageBuilder,
+    Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder,
     packet_core::ErrorMessage,
     packet_route::{
         address::{
@@ -22,7 +22,6 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
-use tokio::{sync::mpsc, task::AbortHandle};
 
 /// The kernel did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -490,57 +489,6 @@ impl Netlink {
 const VM_NETWORKS: [&str; 8] = [
     "virbr", "docker", "br-", "veth", "vnet", "cni", "podman", "lxc",
 ];
-
-/// Tells when an address or a link of this namespace changed. Several changes may come as one.
-#[derive(Debug)]
-pub struct AddressWatch {
-    changes: mpsc::Receiver<()>,
-    tasks: [AbortHandle; 2],
-}
-
-impl AddressWatch {
-    /// Listens, in the network namespace of the calling thread.
-    ///
-    /// # Errors
-    /// When the kernel gives no netlink socket.
-    pub fn open() -> Result<Self, NetlinkError> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-        ];
-        let (connection, _, mut messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(|source| {
-                NetlinkError::Failed {
-                    what: "watch addresses".into(),
-                    source,
-                }
-            })?;
-        // One slot: a change that finds it full is already announced.
-        let (changed, changes) = mpsc::channel(1);
-        let reading = tokio::spawn(connection);
-        let telling = tokio::spawn(async move {
-            while messages.next().await.is_some() {
-                let _ = changed.try_send(());
-            }
-        });
-        Ok(Self {
-            changes,
-            tasks: [reading.abort_handle(), telling.abort_handle()],
-        })
-    }
-
-    /// Waits for the next change; `None` when the kernel closed the socket.
-    pub async fn changed(&mut self) -> Option<()> {
-        self.changes.recv().await
-    }
-}
-
-impl Drop for AddressWatch {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(AbortHandle::abort);
-    }
-}
 
 fn overlaps(subnet: Subnet, address: Ipv4Addr, prefix_len: u8) -> bool {
     let shorter = prefix_len.min(subnet.prefix_len());

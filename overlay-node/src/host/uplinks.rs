@@ -1,4 +1,4 @@
-//! The routers that lead out of this host.
+//! The ways out of this host: its default routes, and the routers behind them.
 
 use super::{InterfaceAddress, Netlink, NetlinkError, Route};
 use crate::portmap::Uplink;
@@ -8,24 +8,33 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
+/// How datagrams leave this host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WaysOut {
+    /// Default routes of both IP versions, the preferred one first.
+    pub routes: Vec<Route>,
+    /// The IPv4 routers that they lead to, in the same order.
+    pub routers: Vec<Uplink>,
+}
+
 impl Netlink {
-    /// The IPv4 routers that default routes lead to, the preferred one first. Interfaces named in `except` lead nowhere.
+    /// The ways out of this host. Interfaces named in `except` lead nowhere.
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub async fn uplinks(&self, except: &BTreeSet<String>) -> Result<Vec<Uplink>, NetlinkError> {
+    pub async fn ways_out(&self, except: &BTreeSet<String>) -> Result<WaysOut, NetlinkError> {
         let mut links = self.links().await?;
         links.retain(|link| link.up && !link.loopback && !except.contains(&link.name));
         let indices: BTreeSet<u32> = links.iter().map(|link| link.index).collect();
         let mut routes = self.routes().await?;
-        routes.retain(|route| indices.contains(&route.index));
-        Ok(uplinks(routes, &self.addresses(None).await?))
+        routes.retain(|route| route.prefix_len == 0 && indices.contains(&route.index));
+        routes.sort_by_key(|route| route.metric.unwrap_or(0));
+        let routers = uplinks(&routes, &self.addresses(None).await?);
+        Ok(WaysOut { routes, routers })
     }
 }
 
-fn uplinks(mut routes: Vec<Route>, addresses: &[InterfaceAddress]) -> Vec<Uplink> {
-    routes.retain(|route| route.prefix_len == 0);
-    routes.sort_by_key(|route| route.metric.unwrap_or(0));
+fn uplinks(routes: &[Route], addresses: &[InterfaceAddress]) -> Vec<Uplink> {
     let mut found: Vec<Uplink> = Vec::new();
     for route in routes {
         let Some(IpAddr::V4(gateway)) = route.gateway else {
@@ -89,12 +98,11 @@ mod tests {
 
     #[test]
     fn each_router_is_found_once_with_our_address_towards_it() {
-        let routes = vec![
-            route("0.0.0.0/0", Some("10.0.0.1"), 2, Some(600)),
-            route("0.0.0.0/0", Some("192.168.1.1"), 3, Some(100)),
-            route("0.0.0.0/0", Some("192.168.1.1"), 3, Some(700)),
-            route("10.0.0.0/24", None, 2, None),
+        let routes = [
             route("0.0.0.0/0", None, 4, None),
+            route("0.0.0.0/0", Some("192.168.1.1"), 3, Some(100)),
+            route("0.0.0.0/0", Some("10.0.0.1"), 2, Some(600)),
+            route("0.0.0.0/0", Some("192.168.1.1"), 3, Some(700)),
             route("::/0", Some("fe80::1"), 3, None),
         ];
         let addresses = [
@@ -102,7 +110,7 @@ mod tests {
             address(2, "10.0.0.7/24"),
             address(3, "192.168.1.7/24"),
         ];
-        let found: Vec<_> = uplinks(routes, &addresses)
+        let found: Vec<_> = uplinks(&routes, &addresses)
             .into_iter()
             .map(|uplink| (uplink.gateway.to_string(), uplink.local.to_string()))
             .collect();

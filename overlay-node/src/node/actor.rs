@@ -12,9 +12,10 @@ use super::{
 };
 use crate::{
     config::{DnsMode, RunConfig},
-    host::{AddressWatch, HostNames, Netlink},
+    host::{HostNames, Netlink, NetworkWatch, SleepWatch},
     lan::LanPorts,
     state::State,
+    stream::{Carrier, Carriers},
 };
 use dht::{
     identity::Identity,
@@ -33,7 +34,8 @@ use overlay_types::{
 use rand_chacha::ChaCha20Rng;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    io,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -79,6 +81,13 @@ pub(super) enum Done {
         services: Option<FabricServices>,
         place: Place,
     },
+    /// A stream to a fabric node's UDP services was opened, or could not be.
+    CarrierOpened {
+        peer: PeerId,
+        carrier: io::Result<Carrier>,
+    },
+    /// The stream that began at this address of the host has ended by itself.
+    CarrierEnded { peer: PeerId, at: SocketAddr },
     /// How long mappings live was measured, in the network that shows itself so; `None`: it could not be.
     LifetimeMeasured {
         outside: IpAddr,
@@ -129,6 +138,7 @@ pub(super) struct Parts {
     pub(super) netlink: Netlink,
     pub(super) plane: DataPlane,
     pub(super) swarm: SwarmHandle,
+    pub(super) carriers: Carriers,
     pub(super) mail: mpsc::Sender<Mail>,
     pub(super) seed_rng: ChaCha20Rng,
 }
@@ -149,6 +159,7 @@ pub(super) struct Node {
     pub(super) netlink: Netlink,
     pub(super) plane: DataPlane,
     pub(super) swarm: SwarmHandle,
+    pub(super) carriers: Carriers,
     pub(super) mail: mpsc::Sender<Mail>,
     pub(super) rng: ChaCha20Rng,
     pub(super) started: Instant,
@@ -184,6 +195,7 @@ impl Node {
             netlink,
             plane,
             swarm,
+            carriers,
             mail,
             seed_rng,
         } = parts;
@@ -216,6 +228,7 @@ impl Node {
             netlink,
             plane,
             swarm,
+            carriers,
             mail,
             rng: seed_rng,
             started: Instant::now(),
@@ -244,7 +257,7 @@ impl Node {
             node.resume(id, network).await?;
         }
         node.hide_overlays().await;
-        node.tell_host_candidates().await;
+        node.look_at_the_host().await;
         node.tell_services();
         Ok(node)
     }
@@ -258,7 +271,8 @@ impl Node {
         ready: WhenReady,
     ) -> Result<(), NodeError> {
         let stop = self.config.stop.clone();
-        let mut addresses = AddressWatch::open()?;
+        let mut network = NetworkWatch::open()?;
+        let mut sleep = SleepWatch::open().map_err(|e| NodeError::DataPlane(e.to_string()))?;
         let (mut mapped, mapping) = self.start_port_mapping();
         self.ready = Some(ready);
         match invite {
@@ -275,7 +289,11 @@ impl Node {
                 () = stop.cancelled() => break,
                 Some(mail) = inbox.recv() => self.handle_mail(mail).await,
                 Some(event) = swarm_events.recv() => self.handle_swarm(event),
-                Some(()) = addresses.changed() => self.tell_host_candidates().await,
+                Some(()) = network.changed() => self.look_at_the_host().await,
+                Ok(slept) = sleep.slept() => {
+                    info!(?slept, "woken up");
+                    self.tell(Command::NetworkChanged);
+                }
                 Ok(()) = mapped.changed() => {
                     let mappings = mapped.borrow_and_update().clone();
                     self.ports_mapped(mappings);
@@ -360,7 +378,9 @@ impl Node {
                 self.nat_learned(behaviour);
                 self.publish_soon();
             }
-            Event::RelayLost(candidate) => self.relay_lost(candidate),
+            Event::RelayBound(way) => self.relay_bound(way),
+            Event::RelaySilent(way) => self.relay_silent(way),
+            Event::RelayLost(way) => self.relay_lost(way),
             Event::UnknownPeer { network, x25519 } => self.find_by_data_key(network, x25519),
             Event::AddressWanted { network, ip } => self.find_address(network, ip),
             Event::FramePunted {
@@ -432,6 +452,8 @@ impl Node {
                 services,
                 place,
             } => self.handle_fabric(peer, services, place),
+            Done::CarrierOpened { peer, carrier } => self.carrier_opened(peer, carrier),
+            Done::CarrierEnded { peer, at } => self.carrier_ended(peer, at),
             Done::LifetimeMeasured { outside, lifetime } => {
                 self.lifetime_measured(outside, lifetime)
             }
@@ -459,7 +481,7 @@ impl Node {
             } => self.handle_request(peer, &payload, reply),
             SwarmEvent::Connected(_) => {} // what it is to us, it tells next
             SwarmEvent::Disconnected(peer) => self.peer_disconnected(peer),
-            SwarmEvent::FabricSeen { peer, .. } => self.fabric_seen(peer),
+            SwarmEvent::FabricSeen { peer, addresses } => self.fabric_seen(peer, &addresses),
             SwarmEvent::ListenAddrs(addresses) => {
                 self.control_addresses = addresses;
                 self.publish_soon();
@@ -568,7 +590,8 @@ impl Node {
             .collect()
     }
 
-    pub(super) async fn tell_host_candidates(&mut self) {
+    /// Tells the data plane of the host's addresses and ways out.
+    pub(super) async fn look_at_the_host(&mut self) {
         let port = self.plane.local_addr().port();
         match self.netlink.host_addresses(&self.own_interfaces()).await {
             Ok(addresses) => {
@@ -577,7 +600,7 @@ impl Node {
             }
             Err(error) => warn!(%error, "cannot list the host's addresses"),
         }
-        self.tell_uplinks().await;
+        self.look_at_ways_out().await;
     }
 
     async fn shut_down(&mut self) {

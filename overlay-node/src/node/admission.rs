@@ -47,12 +47,13 @@ pub(super) async fn join(
                 Err(Refused::Later(reason)) => refusal = Some(reason),
             }
         }
-        if let Some(reason) = unreachable(swarm).await {
+        if let Some(reason) = unreachable(swarm, BOOTSTRAP_TRIES).await {
             return Err(reason);
         }
         tokio::time::sleep(DOOR_RETRY).await;
     }
-    Err(refusal.unwrap_or_else(|| {
+    // Where everything is dropped without a word, one try takes as long as a few that are refused.
+    Err(refusal.or(unreachable(swarm, 1).await).unwrap_or_else(|| {
         "no registrar of the network is to be found; is the owner's node running and connected to the same fabric?".into()
     }))
 }
@@ -167,7 +168,7 @@ fn check_admission(
 pub(super) async fn reach_fabric(swarm: &SwarmHandle) -> Result<(), String> {
     let give_up = Instant::now() + JOIN_WITHIN;
     loop {
-        if let Some(reason) = unreachable(swarm).await {
+        if let Some(reason) = unreachable(swarm, BOOTSTRAP_TRIES).await {
             return Err(reason);
         }
         match swarm.status().await {
@@ -189,8 +190,8 @@ const FABRIC_ASKED_EVERY: Duration = Duration::from_millis(20);
 /// How often a bootstrap must have failed before joining is given up.
 const BOOTSTRAP_TRIES: u32 = 2;
 
-/// Why the fabric cannot be reached, once every bootstrap has failed and nobody else is connected.
-async fn unreachable(swarm: &SwarmHandle) -> Option<String> {
+/// Why the fabric cannot be reached, once every bootstrap has failed so often and nobody else is connected.
+async fn unreachable(swarm: &SwarmHandle, tries: u32) -> Option<String> {
     let status = swarm.status().await?;
     if !status.connected.is_empty() || status.bootstraps.is_empty() {
         return None;
@@ -200,7 +201,7 @@ async fn unreachable(swarm: &SwarmHandle) -> Option<String> {
         match &bootstrap.state {
             BootstrapState::Unreachable {
                 reason, attempts, ..
-            } if *attempts >= BOOTSTRAP_TRIES => {
+            } if *attempts >= tries => {
                 why.push(format!("{} ({reason})", bootstrap.addresses.join(", ")));
             }
             BootstrapState::Unreachable { .. }

@@ -3,13 +3,14 @@
 use super::{NodeError, listeners, load_identity, unix_now};
 use crate::{
     api::{Answer, ApiServer, NodeControl},
-    config::FabricConfig,
+    config::{FabricConfig, Streams},
     host::Netlink,
     state::State,
+    stream::{StreamServer, StreamServices},
 };
 use dht::{
     message::{FabricServices, RelayAllocation, Request, Response},
-    swarm::{self, SwarmEvent, SwarmHandle},
+    swarm::{self, Multiaddr, StreamAddr, SwarmEvent, SwarmHandle, with_peer},
 };
 use overlay_types::{
     PeerId,
@@ -17,7 +18,7 @@ use overlay_types::{
 };
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -40,24 +41,41 @@ pub async fn run_fabric(
     let (main, alternate) = (config.service_main, config.service_alternate);
     let service = FabricService::start_with(main, alternate, config.relay)
         .map_err(|e| NodeError::DataPlane(e.to_string()))?;
+    let service = Arc::new(service);
     let port = config.listen.first().map_or(0, SocketAddr::port);
+    let streams = bind_streams(config.streams)?;
+    let reach = Reach {
+        addresses: own_addresses(&config).await?,
+        stream_port: streams.as_ref().map(StreamServer::port),
+    };
     let external: Vec<_> = config
         .external
         .iter()
         .map(|ip| SocketAddr::new(*ip, port))
         .collect();
+    let mut external = listeners(&external, port);
+    external.extend(reach.streams());
     let swarm_config = swarm::SwarmConfig {
         identity: identity.clone(),
         listen: listeners(&config.listen, port),
-        external: listeners(&external, port),
+        external,
         bootstrap: config.bootstrap.clone(),
         role: swarm::Role::Fabric,
         mdns: config.mdns,
+        streams: None,
     };
     let (swarm, mut events) =
         swarm::spawn(swarm_config).map_err(|e| NodeError::Swarm(e.to_string()))?;
-    let addresses = own_addresses(&config).await?;
-    let bootstraps = bootstraps(&addresses, port, identity.peer_id());
+    if let Some(server) = streams {
+        let services = StreamServices {
+            control: locally(config.listen[0]),
+            udp: Arc::clone(&service),
+        };
+        server
+            .serve(&identity, &services, &config.stop)
+            .map_err(|error| NodeError::Streams(error.to_string()))?;
+    }
+    let bootstraps = bootstraps(&reach, port, identity.peer_id());
     ready(identity.peer_id(), &bootstraps);
     info!(peer = %identity.peer_id(), ?bootstraps, "fabric node up");
 
@@ -74,7 +92,7 @@ pub async fn run_fabric(
         tokio::select! {
             () = stop.cancelled() => break,
             event = events.recv() => match event {
-                Some(SwarmEvent::Request { peer, payload, reply }) => answer(&service, &addresses, peer, &payload, reply),
+                Some(SwarmEvent::Request { peer, payload, reply }) => answer(&service, &reach, peer, &payload, reply),
                 Some(_) => {}
                 None => break,
             }
@@ -111,7 +129,54 @@ async fn own_addresses(config: &FabricConfig) -> Result<Vec<IpAddr>, NodeError> 
     Ok(found)
 }
 
-fn bootstraps(addresses: &[IpAddr], port: u16, peer: PeerId) -> Vec<String> {
+/// Where others reach this node.
+struct Reach {
+    addresses: Vec<IpAddr>,
+    /// Where it takes streams, if it does.
+    stream_port: Option<u16>,
+}
+
+impl Reach {
+    /// The addresses of streams.
+    fn streams(&self) -> impl Iterator<Item = Multiaddr> {
+        let ports = self.stream_port.into_iter();
+        ports.flat_map(|port| {
+            let ips = self.addresses.iter();
+            ips.map(move |ip| StreamAddr::to_multiaddr(*ip, port))
+        })
+    }
+}
+
+/// Listens for streams, if the operator wants that or the port is there to be had.
+fn bind_streams(wanted: Streams) -> Result<Option<StreamServer>, NodeError> {
+    let (at, is_demanded) = match wanted {
+        Streams::Off => return Ok(None),
+        Streams::IfPossible(at) => (at, false),
+        Streams::At(at) => (at, true),
+    };
+    match StreamServer::bind(at) {
+        Ok(server) => Ok(Some(server)),
+        Err(error) if is_demanded => Err(NodeError::Streams(format!(
+            "cannot listen on TCP {at}: {error}; choose another --stream-port"
+        ))),
+        Err(error) => {
+            info!(%at, %error, "nodes that get out by TLS only cannot come here; --stream-port takes another port");
+            Ok(None)
+        }
+    }
+}
+
+/// Where this host reaches its own listener.
+fn locally(listener: SocketAddr) -> SocketAddr {
+    let ip = match listener.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listener.port())
+}
+
+fn bootstraps(reach: &Reach, port: u16, peer: PeerId) -> Vec<String> {
     let one = |ip: &IpAddr| {
         let family = if ip.is_ipv4() { "ip4" } else { "ip6" };
         [
@@ -119,19 +184,26 @@ fn bootstraps(addresses: &[IpAddr], port: u16, peer: PeerId) -> Vec<String> {
             format!("/{family}/{ip}/tcp/{port}/p2p/{peer}"),
         ]
     };
-    addresses.iter().flat_map(one).collect()
+    let streams = reach.streams().map(|address| with_peer(address, peer));
+    let streams = streams.map(|address| address.to_string());
+    reach
+        .addresses
+        .iter()
+        .flat_map(one)
+        .chain(streams)
+        .collect()
 }
 
 fn answer(
     service: &FabricService,
-    addresses: &[IpAddr],
+    reach: &Reach,
     peer: PeerId,
     payload: &[u8],
     reply: oneshot::Sender<Vec<u8>>,
 ) {
     let at = |port: u16| {
+        let addresses = reach.addresses.iter();
         addresses
-            .iter()
             .map(|ip| SocketAddr::new(*ip, port))
             .collect::<Vec<_>>()
     };
@@ -141,6 +213,7 @@ fn answer(
             stun: at(main),
             stun_alternate: at(service.alternate_addr().port()),
             relay: at(main),
+            streams: reach.stream_port.map(at).unwrap_or_default(),
         }),
         Ok(Request::RelayAllocate) => match service.allocate(peer) {
             Some(grant) => Response::Relay(RelayAllocation {

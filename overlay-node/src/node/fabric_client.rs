@@ -1,15 +1,24 @@
-//! What this node has from fabric nodes: STUN servers and places at UDP relays.
+//! What this node has from fabric nodes: STUN servers and places at UDP relays, and a stream to a relay that datagrams do not
+//! reach. The straight way is tried on beside a stream, and the stream is closed when it works again.
 
-use super::actor::{Done, Node};
-use dht::message::{FabricServices, RelayAllocation, Request, Response};
+use super::actor::{Done, Mail, Node};
+use crate::stream::Carrier;
+use dht::{
+    message::{FabricServices, RelayAllocation, Request, Response},
+    swarm::{Multiaddr, StreamAddr},
+};
 use overlay_types::{Candidate, PeerId};
 use std::{
     collections::BTreeMap,
+    io,
     net::SocketAddr,
     time::{Duration, Instant},
 };
-use tracing::{debug, info};
-use tunnel::{engine::Command, relay::RelayGrant};
+use tracing::{debug, info, warn};
+use tunnel::{
+    engine::Command,
+    relay::{RelayGrant, RelayWay},
+};
 
 /// Fabric nodes whose services are used; more add nothing.
 const USED_MAX: usize = 4;
@@ -21,14 +30,86 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const ASK_FULL_AGAIN: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// How soon a stream that could not be opened, or ended, is opened again; doubled by each failure.
+const CARRY_AGAIN_MIN: Duration = Duration::from_secs(1);
+const CARRY_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 struct Offer {
+    /// Where it says it is, best for others to begin with.
+    addresses: Vec<String>,
     services: Option<FabricServices>,
     grant: Option<RelayGrant>,
     connected: bool,
     asking: bool,
     ask_at: Option<Instant>,
+    stream: Stream,
+}
+
+/// A stream to a relay that is not reached straight.
+#[derive(Default)]
+enum Stream {
+    #[default]
+    None,
+    /// Wanted from then on; so many tries failed.
+    Wanted {
+        at: Instant,
+        failures: u32,
+    },
+    Opening {
+        failures: u32,
+    },
+    Open(Carrier),
+}
+
+impl Offer {
+    /// The relay's place in every way that there is.
+    fn grants(&self) -> impl Iterator<Item = RelayGrant> {
+        let carried = match (&self.grant, &self.stream) {
+            (Some(grant), Stream::Open(carrier)) => Some(RelayGrant {
+                carrier: Some(carrier.at),
+                ..grant.clone()
+            }),
+            _ => None,
+        };
+        self.grant.clone().into_iter().chain(carried)
+    }
+
+    /// Datagrams do not get to the relay: a stream is wanted.
+    fn want_stream(&mut self, now: Instant) {
+        if matches!(self.stream, Stream::None) {
+            self.stream = Stream::Wanted {
+                at: now,
+                failures: 0,
+            };
+        }
+    }
+
+    /// A stream could not be opened, or has ended.
+    fn want_stream_later(&mut self, failures: u32, now: Instant) {
+        let wait = CARRY_AGAIN_MIN.saturating_mul(1 << failures.min(8));
+        self.stream = Stream::Wanted {
+            at: now + wait.min(CARRY_AGAIN_MAX),
+            failures: failures + 1,
+        };
+    }
+
+    /// Where the fabric node takes streams, if one is to be opened now.
+    fn stream_due(&self, now: Instant) -> Option<StreamAddr> {
+        let Stream::Wanted { at, .. } = self.stream else {
+            return None;
+        };
+        let grant = self.grant.as_ref().filter(|_| at <= now)?;
+        let streams = &self.services.as_ref()?.streams;
+        // Of the IP version that the relay has, for that one the node has too.
+        let like_relay = |addr: &&SocketAddr| addr.is_ipv4() == grant.relay.is_ipv4();
+        let to = streams.iter().find(like_relay).or(streams.first())?;
+        Some(StreamAddr {
+            host: to.ip().to_string(),
+            port: to.port(),
+            peer: Some(grant.via),
+        })
+    }
 }
 
 /// What a fabric node said to the wish for a place at its relay.
@@ -46,18 +127,43 @@ pub(super) struct Fabric {
 }
 
 impl Fabric {
-    /// When a fabric node is to be asked again.
+    /// When a fabric node is to be asked again, or a stream to be opened.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.offers
+        let asks = self
+            .offers
             .values()
             .filter(|offer| !offer.asking)
-            .filter_map(|offer| offer.ask_at)
-            .min()
+            .filter_map(|offer| offer.ask_at);
+        let streams = self.offers.values().filter_map(|offer| match offer.stream {
+            Stream::Wanted { at, .. } => offer.stream_due(at).map(|_| at),
+            _ => None,
+        });
+        asks.chain(streams).min()
+    }
+
+    /// Whether this address of the host stands for a relay at the other end of a stream.
+    pub(super) fn is_stream(&self, addr: SocketAddr) -> bool {
+        let streams = self.offers.values().map(|offer| &offer.stream);
+        let mut open = streams.filter_map(|stream| match stream {
+            Stream::Open(carrier) => Some(carrier.at),
+            _ => None,
+        });
+        open.any(|at| at == addr)
     }
 
     /// How many are connected.
     pub(super) fn connected(&self) -> usize {
         self.offers.values().filter(|offer| offer.connected).count()
+    }
+
+    /// Where the connected fabric nodes say they are: streams first, for they get through where the others do not.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        let connected = self.offers.values().filter(|offer| offer.connected);
+        let mut addresses: Vec<_> = connected
+            .flat_map(|offer| offer.addresses.clone())
+            .collect();
+        addresses.sort_by_key(|address| !address.contains("/tls/"));
+        addresses
     }
 
     /// The relays where this node has a place.
@@ -71,11 +177,12 @@ impl Fabric {
 
 impl Node {
     /// A connected peer serves as a fabric node.
-    pub(super) fn fabric_seen(&mut self, peer: PeerId) {
+    pub(super) fn fabric_seen(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
         if self.fabric.offers.len() >= USED_MAX && !self.fabric.offers.contains_key(&peer) {
             return;
         }
         let offer = self.fabric.offers.entry(peer).or_default();
+        offer.addresses = addresses.iter().map(ToString::to_string).collect();
         if std::mem::replace(&mut offer.connected, true) && offer.services.is_some() {
             return; // it says so again whenever its addresses change
         }
@@ -94,8 +201,9 @@ impl Node {
         }
     }
 
-    /// Asks whoever is due.
+    /// Asks whoever is due, and opens the streams that are.
     pub(super) fn fabric_timeout(&mut self, now: Instant) {
+        self.open_streams(now);
         let due: Vec<_> = self
             .fabric
             .offers
@@ -168,21 +276,112 @@ impl Node {
                 relay,
                 index: allocation.index,
                 key: allocation.key,
+                carrier: None,
             });
             info!(?peer, relay = ?offer.grant.as_ref().map(|grant| grant.relay), "place at a relay");
         }
         self.tell_services();
     }
 
-    /// The relay forgot us: ask its node for another place.
-    pub(super) fn relay_lost(&mut self, candidate: Candidate) {
-        if let Candidate::Relayed { via, .. } = candidate
-            && let Some(offer) = self.fabric.offers.get_mut(&via)
+    /// The relay forgot us, or is not reached: ask its node for another place.
+    pub(super) fn relay_lost(&mut self, way: RelayWay) {
+        let Some(offer) = self.fabric.offers.get_mut(&way.via) else {
+            return;
+        };
+        debug!(?way, "relay lost");
+        let now = Instant::now();
+        offer.ask_at.get_or_insert_with(|| now + ASK_AGAIN);
+        match (way.carrier, &offer.stream) {
+            (None, _) => offer.want_stream(now),
+            (Some(at), Stream::Open(carrier)) if carrier.at == at => {
+                offer.want_stream_later(0, now);
+                self.tell_services();
+            }
+            _ => {}
+        }
+    }
+
+    /// Perhaps datagrams do not get to the relay any more: a stream may, and costs little until it is known.
+    pub(super) fn relay_silent(&mut self, way: RelayWay) {
+        if let Some(offer) = self.fabric.offers.get_mut(&way.via)
+            && way.carrier.is_none()
         {
-            debug!(?via, "relay lost");
-            offer
-                .ask_at
-                .get_or_insert_with(|| Instant::now() + ASK_AGAIN);
+            offer.want_stream(Instant::now());
+        }
+    }
+
+    /// The relay knows where we are.
+    pub(super) fn relay_bound(&mut self, way: RelayWay) {
+        let Some(offer) = self.fabric.offers.get_mut(&way.via) else {
+            return;
+        };
+        if way.carrier.is_some() {
+            info!(peer = ?way.via, "relay reached through a stream");
+            return;
+        }
+        if !matches!(std::mem::take(&mut offer.stream), Stream::None) {
+            debug!(peer = ?way.via, "no stream is needed");
+            self.tell_services();
+        }
+    }
+
+    fn open_streams(&mut self, now: Instant) {
+        for (peer, offer) in &mut self.fabric.offers {
+            let Some(to) = offer.stream_due(now) else {
+                continue;
+            };
+            if let Stream::Wanted { failures, .. } = offer.stream {
+                offer.stream = Stream::Opening { failures };
+            }
+            let (peer, carriers, mail) = (*peer, self.carriers.clone(), self.mail.clone());
+            tokio::spawn(async move {
+                let ended = {
+                    let mail = mail.clone();
+                    move |at| {
+                        // The mailbox may be full: whoever waits is the stream's own task, which has ended.
+                        tokio::spawn(async move {
+                            let done = Box::new(Done::CarrierEnded { peer, at });
+                            let _stopping = mail.send(Mail::Done(done)).await;
+                        });
+                    }
+                };
+                let carrier = carriers.open(&to, ended).await;
+                let done = Box::new(Done::CarrierOpened { peer, carrier });
+                let _stopping = mail.send(Mail::Done(done)).await;
+            });
+        }
+    }
+
+    /// A stream was opened, or could not be.
+    pub(super) fn carrier_opened(&mut self, peer: PeerId, carrier: io::Result<Carrier>) {
+        let Some(offer) = self.fabric.offers.get_mut(&peer) else {
+            return;
+        };
+        let Stream::Opening { failures } = offer.stream else {
+            return; // it is not needed any more, and closed by being dropped
+        };
+        match carrier {
+            Ok(carrier) => {
+                debug!(?peer, at = %carrier.at, "stream to a relay open");
+                offer.stream = Stream::Open(carrier);
+                self.tell_services();
+            }
+            Err(error) => {
+                if failures.is_power_of_two() || failures == 0 {
+                    warn!(?peer, %error, "neither datagrams nor streams reach this relay");
+                }
+                offer.want_stream_later(failures, Instant::now());
+            }
+        }
+    }
+
+    /// A stream has ended by itself.
+    pub(super) fn carrier_ended(&mut self, peer: PeerId, at: SocketAddr) {
+        if let Some(offer) = self.fabric.offers.get_mut(&peer)
+            && matches!(&offer.stream, Stream::Open(carrier) if carrier.at == at)
+        {
+            offer.want_stream_later(0, Instant::now());
+            self.tell_services();
         }
     }
 
@@ -199,11 +398,9 @@ impl Node {
 
     pub(super) fn tell_services(&self) {
         self.tell(Command::SetStunServers(self.stun_servers()));
-        let offers = self.fabric.offers.values();
-        let grants = offers
-            .filter_map(|offer| offer.grant.clone())
-            .take(RELAYS_MAX);
-        self.tell(Command::SetRelays(grants.collect()));
+        let used = self.fabric.offers.values();
+        let used = used.filter(|offer| offer.grant.is_some()).take(RELAYS_MAX);
+        self.tell(Command::SetRelays(used.flat_map(Offer::grants).collect()));
     }
 }
 

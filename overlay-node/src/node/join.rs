@@ -477,7 +477,7 @@ impl Node {
         }
         info!(network = ?id, fresh, "network up");
         self.hide_overlays().await;
-        self.tell_host_candidates().await;
+        self.look_at_the_host().await;
         Ok(id)
     }
 

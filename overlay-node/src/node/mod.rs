@@ -30,6 +30,7 @@ use crate::{
     config::RunConfig,
     host::{Netlink, NetlinkError},
     state::{State, StateError},
+    stream::{Carriers, Opener},
 };
 use dht::{
     identity::Identity,
@@ -76,6 +77,9 @@ pub enum NodeError {
     /// The control ports.
     #[error("{0}")]
     Swarm(String),
+    /// The port where a fabric node takes streams.
+    #[error("{0}")]
+    Streams(String),
 }
 
 /// Mail that may wait for the node's task. Senders of the data plane drop and count beyond it; others wait.
@@ -137,6 +141,10 @@ async fn run_in(
             .flat_map(|invite| &invite.bootstrap)
             .filter_map(|a| a.parse().ok()),
     );
+    let carriers = Carriers {
+        opener: Opener::new(identity.clone(), &config.via),
+        data_port: plane.local_addr(),
+    };
     let swarm_config = swarm::SwarmConfig {
         identity: identity.clone(),
         listen: listeners(&config.control_listen, control_port),
@@ -144,6 +152,7 @@ async fn run_in(
         bootstrap,
         role: swarm::Role::Member,
         mdns: config.mdns,
+        streams: Some(carriers.opener.dialer()),
     };
     let (swarm, swarm_events) =
         swarm::spawn(swarm_config).map_err(|e| NodeError::Swarm(e.to_string()))?;
@@ -158,6 +167,7 @@ async fn run_in(
         netlink,
         plane,
         swarm: swarm.clone(),
+        carriers,
         mail,
         seed_rng: entropy_rng(),
     };

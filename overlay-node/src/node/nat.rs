@@ -2,7 +2,10 @@
 //! a mapping is measured here, on sockets of their own, because it takes minutes of silence.
 
 use super::actor::{Done, Node};
-use crate::portmap::{self, Mapping, Uplink};
+use crate::{
+    host::{Route, WaysOut},
+    portmap::{self, Mapping, Uplink},
+};
 use overlay_types::{
     Candidate,
     api::{NatStatus, PortMappingStatus},
@@ -37,6 +40,8 @@ pub(super) struct Nat {
     lifetime: Option<MappingLifetime>,
     is_measuring: bool,
     measure_at: Option<Instant>,
+    /// Default routes, once they were looked at.
+    routes: Option<Vec<Route>>,
     /// The routers that lead out; whoever speaks to them listens.
     uplinks: watch::Sender<Vec<Uplink>>,
     mappings: Vec<Mapping>,
@@ -61,6 +66,12 @@ impl Nat {
             reflexive: reflexive.map(|addr| addr.to_string()),
             mapped: self.mappings.iter().map(mapping_status).collect(),
         }
+    }
+
+    /// Whether these default routes are others than the last ones.
+    fn takes_other_routes(&mut self, routes: Vec<Route>) -> bool {
+        let before = self.routes.replace(routes);
+        before.is_some() && before != self.routes
     }
 
     /// Looks at the network as it is now; a measurement is due when it is another one.
@@ -100,17 +111,21 @@ impl Node {
     }
 
     /// The ways out of the host may be others.
-    pub(super) async fn tell_uplinks(&mut self) {
-        match self.netlink.uplinks(&self.own_interfaces()).await {
-            Ok(now) => {
-                self.nat.uplinks.send_if_modified(|before| {
-                    let is_news = *before != now;
-                    *before = now;
-                    is_news
-                });
-            }
-            Err(error) => warn!(%error, "cannot list the host's routes"),
+    pub(super) async fn look_at_ways_out(&mut self) {
+        let WaysOut { routes, routers } = match self.netlink.ways_out(&self.own_interfaces()).await
+        {
+            Ok(now) => now,
+            Err(error) => return warn!(%error, "cannot list the host's routes"),
+        };
+        if self.nat.takes_other_routes(routes) {
+            info!("other ways out of this host");
+            self.tell(Command::NetworkChanged);
         }
+        self.nat.uplinks.send_if_modified(|before| {
+            let is_news = *before != routers;
+            *before = routers;
+            is_news
+        });
     }
 
     /// Routers map other ports to us than before.
@@ -263,6 +278,24 @@ mod tests {
         nat.behaviour.mapping = NatRule::None;
         nat.note(Some(CAFE), now);
         assert_eq!(nat.poll_timeout(), None);
+    }
+
+    #[test]
+    fn other_default_routes_are_another_network_and_the_first_ones_are_not() {
+        let by = |index| Route {
+            destination: Ipv4Addr::UNSPECIFIED.into(),
+            prefix_len: 0,
+            gateway: Some(Ipv4Addr::new(10, 0, 0, 1).into()),
+            index,
+            metric: None,
+            source: None,
+            protocol: 16,
+        };
+        let mut nat = Nat::default();
+        assert!(!nat.takes_other_routes(vec![by(2)]));
+        assert!(!nat.takes_other_routes(vec![by(2)]));
+        assert!(nat.takes_other_routes(vec![by(3), by(2)]));
+        assert!(nat.takes_other_routes(vec![]));
     }
 
     #[tokio::test]

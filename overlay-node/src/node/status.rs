@@ -10,7 +10,7 @@ use super::{
 use crate::api::Answer;
 use dht::{invite, lease::Subject, membership::Roles};
 use overlay_types::{
-    MacAddr, Name, NetworkId, PathAddr, PeerId,
+    MacAddr, Name, NetworkId, PathAddr, PathKind, PeerId,
     api::{
         ApiError, CreateInvite, FabricStatus, GuestStatus, Invite, LeaseStatus, NetworkStatus,
         NodeStatus, PathStatus, PeerStatus, Ping, Pong, Status,
@@ -28,7 +28,7 @@ const PINGS_MAX: usize = 256;
 /// The longest that one may be waited for.
 const PING_TIMEOUT_MAX: Duration = Duration::from_secs(30);
 /// Bootstraps in an invite.
-const BOOTSTRAPS_MAX: usize = 6;
+const BOOTSTRAPS_MAX: usize = 8;
 
 impl Node {
     /// `farlan status`.
@@ -142,7 +142,7 @@ impl Node {
                 name: cert.name.clone(),
                 address: member.directory.address_of(cert.member, unix),
                 address6: Some(cert.member.address6(id)),
-                path: path.map(|view| path_status(view.addr, view.rtt, view.mtu)),
+                path: path.map(|view| self.path_status(view.addr, view.rtt, view.mtu)),
                 tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
                 rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
                 guests: guests
@@ -239,7 +239,13 @@ impl Node {
         let (grant, token) = issued.map_err(|e| ApiError {
             error: e.to_string(),
         })?;
+        // Those that somebody named, and other ways to the same nodes: a newcomer may get out by one of them only.
         let mut bootstrap = member.bootstrap.clone();
+        for address in self.fabric.addresses() {
+            if !bootstrap.contains(&address) {
+                bootstrap.push(address);
+            }
+        }
         bootstrap.truncate(BOOTSTRAPS_MAX);
         let invite = invite::Invite {
             network: id,
@@ -280,7 +286,7 @@ impl Node {
         let id = self.next_ping;
         self.next_ping += 1;
         let wait = Duration::from_millis(request.timeout_ms).min(PING_TIMEOUT_MAX);
-        let unknown = path_status(
+        let unknown = self.path_status(
             PathAddr::Direct((IpAddr::from([0, 0, 0, 0]), 0).into()),
             Duration::ZERO,
             0,
@@ -348,10 +354,24 @@ impl Node {
         Ok((peer, name, address))
     }
 
+    fn path_status(&self, addr: PathAddr, rtt: Duration, mtu: u16) -> PathStatus {
+        let remote = addr.socket_addr();
+        PathStatus {
+            kind: if self.fabric.is_stream(remote) {
+                PathKind::Stream
+            } else {
+                addr.kind()
+            },
+            remote: remote.to_string(),
+            rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
+            mtu,
+        }
+    }
+
     /// An echo came back.
     pub(super) fn handle_pong(&mut self, id: u64, rtt: Duration, path: PathAddr, mtu: u16) {
         if let Some(waiting) = self.pings.remove(&id) {
-            let path = path_status(path, rtt, mtu);
+            let path = self.path_status(path, rtt, mtu);
             answer(
                 waiting.reply,
                 Ok(Pong {
@@ -382,14 +402,5 @@ impl Node {
                 );
             }
         }
-    }
-}
-
-fn path_status(addr: PathAddr, rtt: Duration, mtu: u16) -> PathStatus {
-    PathStatus {
-        kind: addr.kind(),
-        remote: addr.socket_addr().to_string(),
-        rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
-        mtu,
     }
 }

@@ -29,7 +29,7 @@ use dht::{
     record::NodeRecord,
     signed::Verified,
 };
-use overlay_types::{Candidate, DhcpMode, MacAddr, PathKind, PeerId, PortId, PortKind};
+use overlay_types::{DhcpMode, MacAddr, PathKind, PeerId, PortId, PortKind};
 use rand::Rng;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 use std::{
@@ -39,7 +39,7 @@ use std::{
 };
 use tunnel::{
     engine::{Command, Engine, EngineConfig, Event},
-    relay::RelayGrant,
+    relay::{RelayGrant, RelayWay},
     worker::Worker,
 };
 
@@ -513,7 +513,7 @@ impl Overlay {
                 self.running(id).candidates = candidates;
                 self.publish_soon(id);
             }
-            Event::RelayLost(Candidate::Relayed { via, .. }) => {
+            Event::RelayLost(RelayWay { via, .. }) => {
                 if let Some(place) = self
                     .infrastructure
                     .iter()
@@ -549,6 +549,7 @@ impl Overlay {
             relay,
             index,
             key,
+            carrier: None,
         });
         let is_sent = grant.is_some_and(|grant| self.send(id, Errand::Granted(place, grant)));
         if !is_sent {

@@ -2,7 +2,7 @@
 
 use crate::{
     path::PathView,
-    relay::RelayGrant,
+    relay::{RelayGrant, RelayWay},
     session::LocalKeys,
     stun::{MappingLifetime, NatBehaviour},
 };
@@ -114,6 +114,8 @@ pub enum Command {
     SetRelays(Vec<RelayGrant>),
     /// Addresses of our own interfaces with the data port.
     SetHostCandidates(Vec<SocketAddr>),
+    /// Datagrams leave this host another way than before, or it slept: nothing that worked need work now.
+    NetworkChanged,
     /// Send a frame out of a port, to the guest behind it.
     EmitFrame {
         /// Which port.
@@ -238,8 +240,12 @@ pub enum Event {
     CandidatesChanged(Vec<Candidate>),
     /// What the NAT in front of us does.
     NatLearned(NatBehaviour),
-    /// A place at a relay was lost: ask its node for a new grant.
-    RelayLost(Candidate),
+    /// A relay knows where we are, this way.
+    RelayBound(RelayWay),
+    /// A relay's answer is late: perhaps nothing gets there this way any more.
+    RelaySilent(RelayWay),
+    /// A place at a relay was lost: ask its node for a new grant, or give up this way.
+    RelayLost(RelayWay),
     /// The answer to [`Command::Ping`].
     Pong {
         /// Of the command.

@@ -15,8 +15,8 @@ mod view;
 pub use message::{Command, DownReason, EngineConfig, Event, PeerStats, Transmit};
 
 use crate::{
-    path::{self, PathAgent},
-    relay::{RelayClient, RelayEvent},
+    path::{self, PathAgent, RelayReach},
+    relay::{BoundPlace, RelayClient, RelayEvent},
     snapshot::Snapshot,
     split::Rejoiner,
     stats::Counters,
@@ -40,9 +40,12 @@ use std::{
 /// Addresses at which peers see us, kept while no STUN server answers.
 const OBSERVED_MAX: usize = 2;
 /// How often the network under us is looked at again because paths fail.
-const REFRESH_PAUSE: Duration = Duration::from_secs(5);
+const REFRESH_PAUSE: Duration = Duration::from_secs(1);
 /// After our ways in changed, more of them usually follow; unanswered handshakes are tried again after this.
 const SETTLING: Duration = Duration::from_millis(100);
+
+/// A deadline missed by this much was slept through: the machine was stopped or starved, and its NAT may have forgotten it.
+const SLEPT_AFTER: Duration = Duration::from_secs(5);
 
 /// Relays of which it is remembered where they saw us; a node has places at two or so at a time.
 const RELAYS_REMEMBERED_MAX: usize = 16;
@@ -62,9 +65,13 @@ pub struct Engine {
     observed: VecDeque<SocketAddr>,
     /// Our ways in, as last told.
     candidates: Vec<Candidate>,
+    /// How we reach the relays where we are bound.
+    reaches: BTreeMap<PeerId, RelayReach>,
     refreshed_at: Option<Instant>,
+    /// When it is to be looked at again, because a path failed too soon after the last time.
+    refresh_at: Option<Instant>,
     /// Where each relay saw us last: a change tells that the NAT gave us another mapping.
-    seen_by_relays: BTreeMap<SocketAddr, SocketAddr>,
+    seen_by_relays: BTreeMap<PeerId, SocketAddr>,
     snapshot: Arc<Snapshot>,
     is_published: bool,
     budgets: Budgets,
@@ -87,7 +94,9 @@ impl Engine {
             mapped: Vec::new(),
             observed: VecDeque::new(),
             candidates: Vec::new(),
+            reaches: BTreeMap::new(),
             refreshed_at: None,
+            refresh_at: None,
             seen_by_relays: BTreeMap::new(),
             snapshot: Arc::default(),
             is_published: false,
@@ -182,10 +191,10 @@ impl Engine {
                 self.stun.set_host_candidates(&hosts, now);
                 if hosts != self.hosts {
                     self.hosts = hosts;
-                    self.stun.refresh(now);
-                    self.relay.refresh(now);
+                    self.start_over(now);
                 }
             }
+            Command::NetworkChanged => self.start_over(now),
             Command::EmitFrame { port, frame } => self.ctx.deliver(port, frame),
             Command::SwitchFrame { network, frame } => self.switch_own_frame(network, &frame, now),
             Command::Ping { network, peer, id } => {
@@ -267,6 +276,12 @@ impl Engine {
 
     /// Time passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self
+            .poll_timeout()
+            .is_some_and(|(due, _)| now >= due + SLEPT_AFTER)
+        {
+            self.start_over(now);
+        }
         let due: Vec<PeerKey> = self
             .ctx
             .timers
@@ -277,6 +292,7 @@ impl Engine {
         for key in due {
             self.with_peer(key, now, |_, _, _| ());
         }
+        self.refresh_if_due(now);
         self.stun.handle_timeout(now);
         self.relay.handle_timeout(now);
         for network in self.networks.values_mut() {
@@ -299,6 +315,7 @@ impl Engine {
             ageing,
             self.stun.poll_timeout(),
             self.relay.poll_timeout(),
+            self.refresh_at.map(|at| (at, "look at the network again")),
         ]
         .into_iter()
         .flatten()
@@ -375,6 +392,7 @@ impl Engine {
                 view::datagram_bytes_max(&network.local),
                 now,
             );
+            agent.set_relays(&self.reaches, now);
             agent.set_local_candidates(&self.candidates, now);
             agent.set_keepalive(self.keepalive);
             Peer::new(key, keys.clone(), agent)
@@ -491,12 +509,38 @@ impl Engine {
             self.observed.push_front(addr);
             self.observed.truncate(OBSERVED_MAX);
         }
-        if settled.is_distressed && self.refreshed_at.is_none_or(|at| now >= at + REFRESH_PAUSE) {
-            self.refreshed_at = Some(now);
+        if settled.is_distressed {
+            let earliest = self.refreshed_at.map_or(now, |at| at + REFRESH_PAUSE);
+            self.refresh_at.get_or_insert(earliest.max(now));
+            self.refresh_if_due(now);
+        }
+        Some(done)
+    }
+
+    /// Asks STUN servers and relays whether they still reach us.
+    fn refresh_if_due(&mut self, now: Instant) {
+        if self.refresh_at.is_some_and(|at| at <= now) {
+            (self.refresh_at, self.refreshed_at) = (None, Some(now));
             self.stun.refresh(now);
             self.relay.refresh(now);
         }
-        Some(done)
+    }
+
+    /// The network under us is another one: asks STUN servers, relays and peers whether they still reach us, and where.
+    fn start_over(&mut self, now: Instant) {
+        self.stun.start_over(now);
+        self.relay.refresh(now);
+        self.refreshed_at = Some(now);
+        let of = |(id, network): (&NetworkId, &Network)| {
+            let peers = network.peers.keys();
+            peers.map(|peer| (*id, *peer)).collect::<Vec<_>>()
+        };
+        let peers: Vec<PeerKey> = self.networks.iter().flat_map(of).collect();
+        for key in peers {
+            self.with_peer(key, now, |peer, _, _| {
+                peer.agent.handle_network_changed(now)
+            });
+        }
     }
 
     /// Sends and tells what the STUN and relay clients want, and makes our ways in known where they changed.
@@ -518,15 +562,17 @@ impl Engine {
                 break;
             }
         }
-        let candidates = self.ways_in();
-        if candidates == self.candidates {
+        let (candidates, reaches) = (self.ways_in(), self.reaches());
+        if candidates == self.candidates && reaches == self.reaches {
             return;
         }
-        self.candidates = candidates;
-        self.ctx
-            .tell(Event::CandidatesChanged(self.candidates.clone()));
+        if candidates != self.candidates {
+            self.ctx.tell(Event::CandidatesChanged(candidates.clone()));
+        }
+        (self.candidates, self.reaches) = (candidates, reaches);
         for network in self.networks.values_mut() {
             for peer in network.peers.values_mut() {
+                peer.agent.set_relays(&self.reaches, now);
                 peer.agent.set_local_candidates(&self.candidates, now);
                 peer.retry_handshake(now + SETTLING);
                 peer.settle(&mut self.ctx, now);
@@ -536,13 +582,14 @@ impl Engine {
 
     fn handle_relay_event(&mut self, event: RelayEvent, now: Instant) {
         match event {
-            RelayEvent::Lost(candidate) => self.ctx.tell(Event::RelayLost(candidate)),
-            RelayEvent::Bound {
-                candidate,
-                observed,
-            } => {
-                let relay = candidate.path_addr().socket_addr();
-                let before = self.seen_by_relays.insert(relay, observed);
+            RelayEvent::Lost(way) => self.ctx.tell(Event::RelayLost(way)),
+            RelayEvent::Silent(way) => self.ctx.tell(Event::RelaySilent(way)),
+            RelayEvent::Bound { way, observed } => {
+                self.ctx.tell(Event::RelayBound(way));
+                if way.carrier.is_some() {
+                    return; // it sees the other end of the stream
+                }
+                let before = self.seen_by_relays.insert(way.via, observed);
                 if before.is_some_and(|before| before != observed) {
                     self.stun.refresh(now);
                 }
@@ -553,13 +600,23 @@ impl Engine {
         }
     }
 
+    fn reaches(&self) -> BTreeMap<PeerId, RelayReach> {
+        let bound = self.relay.bound().into_iter();
+        let reach = |place: BoundPlace| RelayReach {
+            at: place.reach,
+            is_stream: place.way.carrier.is_some(),
+        };
+        bound.map(|place| (place.way.via, reach(place))).collect()
+    }
+
     /// Relays first: they are what always works, and what a bounded list must not lose.
     fn ways_in(&self) -> Vec<Candidate> {
         let mut reflexive = self.stun.reflexive();
         if reflexive.is_empty() {
             reflexive.extend(&self.observed);
         }
-        let mut candidates = self.relay.bound();
+        let bound = self.relay.bound().into_iter();
+        let mut candidates: Vec<_> = bound.map(|place| place.candidate).collect();
         candidates.extend(self.hosts.iter().map(|&addr| Candidate::Host(addr)));
         let mapped = self.mapped.iter();
         candidates.extend(

@@ -172,6 +172,17 @@ impl FabricService {
         granted.ok().map(|(index, key)| Allocation { index, key })
     }
 
+    /// Datagrams that come from `local`, an address of this host, were carried here by a stream from `client`.
+    pub fn open_stream(&self, local: SocketAddr, client: IpAddr) {
+        self.shared.state().relay.open_stream(local, client);
+    }
+
+    /// That stream has ended.
+    pub fn close_stream(&self, local: SocketAddr) {
+        let mut state = self.shared.state();
+        state.relay.close_stream(local, Instant::now());
+    }
+
     /// Counters.
     pub fn stats(&self) -> ServiceStats {
         let state = self.shared.state();
@@ -492,6 +503,7 @@ mod tests {
             relay: service.main_addr(),
             index,
             key,
+            carrier: None,
         };
         client.set_grants(&[grant], began);
         while began.elapsed() < PATIENCE {

@@ -2,8 +2,9 @@
 //! and in person, and which addresses come of it. Whether they work is found out elsewhere.
 
 use super::selection::Tier;
-use super::{CANDIDATES_MAX, ControlMessage};
-use overlay_types::{Candidate, PathAddr};
+use super::{CANDIDATES_MAX, ControlMessage, RelayReach};
+use overlay_types::{Candidate, PathAddr, PeerId};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,8 @@ const REPEATS: [Duration; 6] = [
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     local: Vec<Candidate>,
+    /// How we reach the relays where we are bound.
+    relays: BTreeMap<PeerId, RelayReach>,
     generation: u32,
     telling: Option<Telling>,
     /// From the signed node record.
@@ -50,6 +53,19 @@ impl Candidates {
             self.local = list;
         }
         changed
+    }
+
+    /// How we reach the relays where we are bound. Gives those that are now reached another way, with that way before.
+    pub(super) fn set_relays(
+        &mut self,
+        relays: &BTreeMap<PeerId, RelayReach>,
+    ) -> Vec<(SocketAddr, SocketAddr)> {
+        let before = std::mem::replace(&mut self.relays, relays.clone());
+        let moved = before.into_iter().filter_map(|(via, before)| {
+            let now = self.relays.get(&via)?;
+            (now.at != before.at).then_some((before.at, now.at))
+        });
+        moved.collect()
     }
 
     /// Says whether the list is a new one.
@@ -129,25 +145,23 @@ impl Candidates {
         let mut found: Vec<(PathAddr, Tier)> = Vec::new();
         for candidate in self.told.iter().chain(&self.recorded) {
             let addr = self.reachable(candidate);
-            if !self.is_sane(addr.socket_addr()) || found.iter().any(|(known, _)| *known == addr) {
+            if !self.is_sane(candidate.path_addr().socket_addr())
+                || found.iter().any(|(known, _)| *known == addr)
+            {
                 continue;
             }
-            let tier = Tier::of(addr, matches!(candidate, Candidate::Host(_)));
-            let room = if tier == Tier::Relay {
+            let tier = self.tier(addr, matches!(candidate, Candidate::Host(_)));
+            let room = if tier.is_relayed() {
                 RELAYED_MAX
             } else {
                 CANDIDATES_MAX - RELAYED_MAX
             };
-            if found
-                .iter()
-                .filter(|(_, t)| (*t == Tier::Relay) == (tier == Tier::Relay))
-                .count()
-                < room
-            {
+            let alike = |(_, known): &&(PathAddr, Tier)| known.is_relayed() == tier.is_relayed();
+            if found.iter().filter(alike).count() < room {
                 found.push((addr, tier));
             }
         }
-        found.sort_by_key(|(_, tier)| *tier != Tier::Relay); // stable: else in the order listed
+        found.sort_by_key(|(_, tier)| !tier.is_relayed()); // stable: else in the order listed
         found
     }
 
@@ -162,23 +176,31 @@ impl Candidates {
     pub(super) fn tier_of(&self, addr: PathAddr) -> Tier {
         let is_host =
             |c: &Candidate| matches!(c, Candidate::Host(a) if PathAddr::Direct(*a) == addr);
-        Tier::of(addr, self.told.iter().chain(&self.recorded).any(is_host))
+        self.tier(addr, self.told.iter().chain(&self.recorded).any(is_host))
     }
 
-    /// Where to send to reach a candidate. At a relay where we are bound too, our own address of it is the right one:
-    /// the peer may reach the same relay over the other IP version.
-    fn reachable(&self, remote: &Candidate) -> PathAddr {
-        let Candidate::Relayed { via, index, .. } = *remote else {
-            return remote.path_addr();
+    fn tier(&self, addr: PathAddr, is_remote_host: bool) -> Tier {
+        let PathAddr::Relayed { relay, .. } = addr else {
+            return Tier::straight(is_remote_host);
         };
-        let ours = self.local.iter().find_map(|local| match local {
-            Candidate::Relayed { via: v, relay, .. } if *v == via => Some(*relay),
-            _ => None,
-        });
-        ours.map_or_else(
-            || remote.path_addr(),
-            |relay| PathAddr::Relayed { relay, index },
-        )
+        let mut streams = self.relays.values().filter(|reach| reach.is_stream);
+        if streams.any(|stream| stream.at == relay) {
+            Tier::Stream
+        } else {
+            Tier::Relay
+        }
+    }
+
+    /// Where to send to reach a candidate. At a relay where we are bound too, the way that we have to it is the right one:
+    /// the peer may reach the same relay over the other IP version, and we by a stream.
+    fn reachable(&self, remote: &Candidate) -> PathAddr {
+        match *remote {
+            Candidate::Relayed { via, index, relay } => PathAddr::Relayed {
+                relay: self.relays.get(&via).map_or(relay, |reach| reach.at),
+                index,
+            },
+            _ => remote.path_addr(),
+        }
     }
 
     /// Addresses that a confused or hostile peer could list to make us talk to what is not a peer.
@@ -231,12 +253,31 @@ mod tests {
     fn a_shared_relay_is_reached_at_the_address_that_we_use() {
         let mut c = Candidates::default();
         c.set_recorded(&[relayed("[2001:db8::1]:7000", 5)]);
-        c.set_local(&[relayed("198.51.100.1:7000", 6)]);
-        let addr = PathAddr::Relayed {
-            relay: "198.51.100.1:7000".parse().unwrap(),
-            index: 5,
-        };
-        assert_eq!(c.remote(), [(addr, Tier::Relay)]);
+        let ways = [
+            ("198.51.100.1:7000", false, Tier::Relay),
+            ("127.0.0.1:40000", true, Tier::Stream),
+        ];
+        let mut before = None;
+        for (at, is_stream, tier) in ways {
+            let reach = RelayReach {
+                at: at.parse().unwrap(),
+                is_stream,
+            };
+            let moved = c.set_relays(&[(PeerId([9; 32]), reach)].into());
+            assert_eq!(
+                moved,
+                before
+                    .map(|b| (b, reach.at))
+                    .into_iter()
+                    .collect::<Vec<_>>()
+            );
+            before = Some(reach.at);
+            let addr = PathAddr::Relayed {
+                relay: reach.at,
+                index: 5,
+            };
+            assert_eq!(c.remote(), [(addr, tier)]);
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod watch;
 pub use control::{CANDIDATES_MAX, ControlMessage};
 
 use candidates::Candidates;
-use overlay_types::{Candidate, PathAddr};
+use overlay_types::{Candidate, PathAddr, PeerId};
 use probe::{InFlight, Path, ProbesInFlight};
 use punch::{Due, Punching, Want};
 use rand::{Rng, SeedableRng};
@@ -35,8 +35,10 @@ const TRANSMITS_MAX: usize = 4 * PATHS_MAX;
 /// The engine takes events after every call, so few are ever waiting.
 const EVENTS_MAX: usize = 32;
 
-/// How long the path in use may stay unheard after data left on it before it is doubted.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How long the path in use may stay unheard after data left on it before it is doubted, beside the time of two round trips.
+/// Workers tell of traffic every 250 ms, and who only receives says so as often: twice that is the usual silence. TCP inside
+/// tries again 1.4 s after a loss and then after 3 s, so that the way out of doubt has to be found in half a second.
+const SILENCE_MAX: Duration = Duration::from_millis(600);
 
 /// How often a quiet path is refreshed while nothing is known of the NAT's patience (RFC 4787 asks for 2 min; some give
 /// 30 s).
@@ -57,6 +59,15 @@ const CHALLENGE_EVERY: Duration = Duration::from_millis(200);
 
 /// Other addresses of ours that a peer may report; more than a few is nonsense.
 const OBSERVED_MAX: usize = 4;
+
+/// How a relay is reached where we are bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayReach {
+    /// Where what is for the relay is sent.
+    pub at: SocketAddr,
+    /// Whether that is the near end of a stream.
+    pub is_stream: bool,
+}
 
 /// One control message to be sealed and sent on a given path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,6 +198,14 @@ impl PathAgent {
         }
     }
 
+    /// How we reach the relays where we are bound. Paths through one that is now reached another way go that way at once:
+    /// the relay has just told that it works.
+    pub fn set_relays(&mut self, relays: &BTreeMap<PeerId, RelayReach>, now: Instant) {
+        for (before, after) in self.candidates.set_relays(relays) {
+            self.move_relayed_paths(before, after, now);
+        }
+    }
+
     /// How often a quiet path is to be refreshed, for the NAT in front of us.
     pub fn set_keepalive(&mut self, every: Duration) {
         self.keepalive = every;
@@ -214,7 +233,7 @@ impl PathAgent {
             Some(current) if current == via => self.watch = None,
             Some(current) => {
                 let old = &self.paths[&current];
-                let is_silent = old.silent_for(now).is_none_or(|s| s > SILENCE_MAX);
+                let is_silent = old.silent_for(now).is_none_or(|s| s > silence_max(old.rtt));
                 let new = &self.paths[&via];
                 if is_silent || is_better((new.tier, new.rtt), (old.tier, old.rtt)) {
                     self.switch_to(via, now);
@@ -245,7 +264,7 @@ impl PathAgent {
         self.transmits.clear();
     }
 
-    /// An authenticated datagram came from there. Tell at least once a second per address while any come.
+    /// An authenticated datagram came from there. Tell at least four times a second per address while any come.
     pub fn handle_received(&mut self, from: PathAddr, now: Instant) {
         if !self.is_up {
             return;
@@ -320,7 +339,18 @@ impl PathAgent {
         }
     }
 
-    /// Data was sent to the peer. Tell at least once a second while any is.
+    /// The network under us is another one: what works there still, and are there better ways now?
+    pub fn handle_network_changed(&mut self, now: Instant) {
+        if !self.is_up {
+            return;
+        }
+        self.watch = None; // its probes went another way
+        self.doubt(now);
+        self.punching.forgive();
+        self.call(now);
+    }
+
+    /// Data was sent to the peer. Tell at least four times a second while any is.
     pub fn note_traffic(&mut self, now: Instant) {
         self.traffic_at = Some(now);
         let Some(current) = self.current else { return };
@@ -340,10 +370,7 @@ impl PathAgent {
         if !self.is_up {
             return;
         }
-        if self
-            .unanswered_since
-            .is_some_and(|since| now >= since + SILENCE_MAX)
-        {
+        if self.silent_at().is_some_and(|at| now >= at) {
             self.unanswered_since = None; // set again by the next traffic
             self.doubt(now);
         }
@@ -370,10 +397,7 @@ impl PathAgent {
         });
         let sizes = sizes.min();
         [
-            (
-                self.unanswered_since.map(|since| since + SILENCE_MAX),
-                "path silent",
-            ),
+            (self.silent_at(), "path silent"),
             (self.watch.as_ref().map(Watch::due), "path doubted"),
             (
                 self.punching.due(|at| want(tier, self.traffic_at, at)),
@@ -435,6 +459,12 @@ impl PathAgent {
     /// What the agent did so far.
     pub fn stats(&self) -> PathStats {
         self.stats
+    }
+
+    /// When the path in use is to be doubted, unless it is heard.
+    fn silent_at(&self) -> Option<Instant> {
+        let current = self.current.and_then(|addr| self.paths.get(&addr))?;
+        Some(self.unanswered_since? + silence_max(current.rtt))
     }
 
     fn handle_pong(&mut self, id: u64, observed: Option<SocketAddr>, now: Instant) {
@@ -593,11 +623,15 @@ impl PathAgent {
     }
 }
 
+fn silence_max(rtt: Option<Duration>) -> Duration {
+    SILENCE_MAX + 2 * rtt.unwrap_or_default()
+}
+
 /// What more rounds at that time would be good for, on a path of `tier`.
 fn want(tier: Option<Tier>, traffic_at: Option<Instant>, at: Instant) -> Want {
     match tier {
         None => Want::Any,
-        Some(Tier::Relay) if is_in_use(traffic_at, at) => Want::Better,
+        Some(tier) if tier.is_relayed() && is_in_use(traffic_at, at) => Want::Better,
         Some(_) => Want::Nothing,
     }
 }

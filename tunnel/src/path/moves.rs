@@ -1,7 +1,7 @@
 //! When traffic moves: to a path that is better, away from one that fell silent, after a peer that moved itself.
 //! What is measured to decide it is in [`super::probe`], which of two paths is better in [`super::selection`].
 
-use super::selection::{Tier, is_better};
+use super::selection::is_better;
 use super::watch::Watch;
 use super::{PathAgent, PathEvent};
 use overlay_types::PathAddr;
@@ -96,7 +96,7 @@ impl PathAgent {
             let others = self
                 .paths
                 .iter()
-                .filter(|(addr, p)| **addr != current && (p.proven || p.tier == Tier::Relay));
+                .filter(|(addr, p)| **addr != current && (p.proven || p.tier.is_relayed()));
             let others: Vec<_> = others.map(|(addr, _)| *addr).collect();
             for addr in others {
                 self.probe(addr, None, now);
@@ -108,7 +108,7 @@ impl PathAgent {
     pub(super) fn leave(&mut self, failed: PathAddr, best: PathAddr, now: Instant) {
         self.fail(failed, now);
         self.switch_to(best, now);
-        if self.paths[&best].tier == Tier::Relay {
+        if self.paths[&best].tier.is_relayed() {
             self.call(now);
         }
     }

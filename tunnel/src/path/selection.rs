@@ -1,6 +1,5 @@
 //! Which of two working paths is the better one. When a path counts as working is decided in the agent.
 
-use overlay_types::PathAddr;
 use std::time::Duration;
 
 /// Kinds of path from best to worst: fewer machines that see, slow or meter the traffic.
@@ -12,15 +11,23 @@ pub(super) enum Tier {
     Direct,
     /// Through a relay.
     Relay,
+    /// Through a relay that is reached by a stream.
+    Stream,
 }
 
 impl Tier {
-    pub(super) fn of(addr: PathAddr, is_remote_host: bool) -> Self {
-        match addr {
-            PathAddr::Relayed { .. } => Self::Relay,
-            PathAddr::Direct(_) if is_remote_host => Self::Host,
-            PathAddr::Direct(_) => Self::Direct,
+    /// The tier of a straight way, which may lead to one of the peer's own interfaces.
+    pub(super) const fn straight(is_remote_host: bool) -> Self {
+        if is_remote_host {
+            Self::Host
+        } else {
+            Self::Direct
         }
+    }
+
+    /// Whether somebody between passes the datagrams on.
+    pub(super) fn is_relayed(self) -> bool {
+        self >= Self::Relay
     }
 }
 

@@ -3,6 +3,8 @@
 use super::probe::Path;
 use super::{CANDIDATES_MAX, PathAgent};
 use overlay_types::PathAddr;
+use std::net::SocketAddr;
+use std::time::Instant;
 
 /// Ways to one peer that are kept track of: all its candidates, and some that its datagrams came from.
 pub(super) const PATHS_MAX: usize = CANDIDATES_MAX + 8;
@@ -38,6 +40,43 @@ impl PathAgent {
             self.paths.insert(from, path);
         } else {
             self.stats.sources_refused += 1;
+        }
+    }
+
+    /// The relay at `before` is now reached at `after`.
+    pub(super) fn move_relayed_paths(
+        &mut self,
+        before: SocketAddr,
+        after: SocketAddr,
+        now: Instant,
+    ) {
+        let through = |addr: &PathAddr| match *addr {
+            PathAddr::Relayed { relay, index } if relay == before => Some(index),
+            _ => None,
+        };
+        let old: Vec<_> = self
+            .paths
+            .keys()
+            .filter_map(|addr| Some((*addr, through(addr)?)))
+            .collect();
+        for (addr, index) in old {
+            let moved = PathAddr::Relayed {
+                relay: after,
+                index,
+            };
+            let Some(path) = self.paths.remove(&addr) else {
+                continue;
+            };
+            let tier = self.candidates.tier_of(moved);
+            let fresh = Path::new(moved, tier, path.learned, self.datagram_bytes_max);
+            let known = self.paths.entry(moved).or_insert(fresh);
+            known.tier = tier;
+            known.proven |= path.proven;
+            if self.current == Some(addr) {
+                known.heard_at = Some(now);
+                self.switch_to(moved, now);
+                self.doubt(now);
+            }
         }
     }
 

@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 /// Distance of the probes while in doubt.
-const STEP: Duration = Duration::from_millis(250);
+const STEP: Duration = Duration::from_millis(100);
 
 /// With an alternative that answers, this much silence is enough to leave: three probes, so that loss alone seldom does it.
-const LEAVE_AFTER: Duration = Duration::from_millis(750);
+const LEAVE_AFTER: Duration = Duration::from_millis(300);
 
 /// When doubt is more than a lost datagram or two: before any path is left, so that help is on its way.
-const DISTRESS_AFTER: Duration = Duration::from_millis(500);
+const DISTRESS_AFTER: Duration = Duration::from_millis(200);
 
-/// Without an alternative, the path is dead after this (and the 3 s of silence that usually come before: 5 s in all).
+/// Without an alternative, the path is dead after this.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
 
 /// An alternative that answered this long before the doubt began counts as answering.

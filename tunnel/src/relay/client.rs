@@ -2,11 +2,12 @@
 //! control plane's.
 //!
 //! Asking ──challenge──▶ confirming ──bound──▶ Bound ──25 s──▶ asking again, still bound
-//!    └────────────────no answer──────────────────────────────────┴──▶ lost, asked again now and then
+//!    └────────────────no answer─────────▶ silent ◀───────────────┴──▶ lost, asked again now and then
+//!
+//! A place may be held in two ways at a time, straight and through a stream; the relay sends where it was bound from last.
 
 use super::message::{BOUND, CHALLENGE, CONFIRM, Message, REQUEST};
-use super::{RelayEvent, RelayGrant};
-use overlay_types::Candidate;
+use super::{BoundPlace, RelayEvent, RelayGrant};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::collections::VecDeque;
@@ -19,11 +20,12 @@ const GRANTS_MAX: usize = 8;
 /// How often a binding is renewed at least, which also keeps the NAT's mapping (RFC 4787 asks for 2 min; some give 30 s).
 const RENEW_EVERY: Duration = Duration::from_secs(25);
 
-/// First wait for an answer, doubled by each try (RFC 8489 §6.2.1 has the same).
-const ANSWER_WAIT: Duration = Duration::from_millis(500);
+/// First wait for an answer, doubled by each try (as in RFC 8489 §6.2.1, but shorter: the second try is also when another way
+/// to the relay is looked for).
+const ANSWER_WAIT: Duration = Duration::from_millis(250);
 
-/// Unanswered tries, 7.5 s in all, until the relay counts as lost.
-const TRIES_MAX: u32 = 4;
+/// Unanswered tries, 7.75 s in all, until the relay counts as lost.
+const TRIES_MAX: u32 = 5;
 
 /// A lost relay may come back with what it knew.
 const LOST_RETRY: Duration = Duration::from_secs(15);
@@ -48,15 +50,8 @@ struct Place {
     next_at: Instant,
     /// Where the relay sees us, while bound.
     observed: Option<SocketAddr>,
-}
-
-impl Place {
-    fn candidate(&self) -> Candidate {
-        let RelayGrant {
-            via, relay, index, ..
-        } = self.grant;
-        Candidate::Relayed { via, relay, index }
-    }
+    /// It was told that the answer is late.
+    is_silent: bool,
 }
 
 impl RelayClient {
@@ -89,6 +84,7 @@ impl RelayClient {
                     tries: 0,
                     next_at: now,
                     observed: None,
+                    is_silent: false,
                 },
             };
             self.places.push(place);
@@ -110,7 +106,9 @@ impl RelayClient {
             return;
         };
         let answers = |p: &&mut Place| {
-            p.grant.relay == from && p.grant.index == message.index() && p.nonce == message.nonce()
+            p.grant.reach() == from
+                && p.grant.index == message.index()
+                && p.nonce == message.nonce()
         };
         let Some(place) = self.places.iter_mut().find(answers) else {
             return;
@@ -132,16 +130,14 @@ impl RelayClient {
             }
             BOUND => {
                 let observed = message.observed();
-                let is_news = place.observed.replace(observed) != Some(observed);
+                let was_silent = std::mem::take(&mut place.is_silent);
+                let is_news = place.observed.replace(observed) != Some(observed) || was_silent;
                 let early = self.renew_every.mul_f64(self.rng.random_range(0.0..0.1)); // many nodes must not come in step
                 (place.nonce, place.tries, place.next_at) =
                     (self.rng.random(), 0, now + self.renew_every - early);
-                let candidate = place.candidate();
+                let way = place.grant.way();
                 if is_news {
-                    self.push_event(RelayEvent::Bound {
-                        candidate,
-                        observed,
-                    });
+                    self.push_event(RelayEvent::Bound { way, observed });
                 }
             }
             _ => {} // what only a relay should get
@@ -150,14 +146,17 @@ impl RelayClient {
 
     /// Time passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let mut lost = Vec::new();
+        let mut events = Vec::new();
         for place in self.places.iter_mut().filter(|p| p.next_at <= now) {
             if place.tries == TRIES_MAX {
                 place.observed = None;
                 (place.nonce, place.tries, place.next_at) =
                     (self.rng.random(), 0, now + LOST_RETRY);
-                lost.push(RelayEvent::Lost(place.candidate()));
+                events.push(RelayEvent::Lost(place.grant.way()));
                 continue;
+            }
+            if place.tries > 0 && !std::mem::replace(&mut place.is_silent, true) {
+                events.push(RelayEvent::Silent(place.grant.way()));
             }
             let request = Message::new(
                 REQUEST,
@@ -167,11 +166,11 @@ impl RelayClient {
                 &place.grant.key,
             );
             self.transmits
-                .push_back((place.grant.relay, request.to_bytes().to_vec()));
+                .push_back((place.grant.reach(), request.to_bytes().to_vec()));
             place.next_at = now + ANSWER_WAIT * (1 << place.tries);
             place.tries += 1;
         }
-        lost.into_iter().for_each(|event| self.push_event(event));
+        events.into_iter().for_each(|event| self.push_event(event));
         while self.transmits.len() > 4 * GRANTS_MAX {
             self.transmits.pop_front(); // only if nobody takes them; each is repeated anyway
         }
@@ -195,18 +194,24 @@ impl RelayClient {
         self.events.pop_front()
     }
 
-    /// The places where we are bound now.
-    pub fn bound(&self) -> Vec<Candidate> {
-        self.places
-            .iter()
-            .filter(|p| p.observed.is_some())
-            .map(Place::candidate)
-            .collect()
+    /// The places where we are bound now, each once, with the better way to it.
+    pub fn bound(&self) -> Vec<BoundPlace> {
+        let places = self.places.iter();
+        let mut bound: Vec<_> = places.filter(|place| place.observed.is_some()).collect();
+        // What answers comes before what is late, and straight before carried.
+        bound.sort_by_key(|place| (place.grant.via, place.is_silent, place.grant.carrier));
+        bound.dedup_by_key(|place| place.grant.via);
+        let tell = |place: &Place| BoundPlace {
+            candidate: place.grant.candidate(),
+            way: place.grant.way(),
+            reach: place.grant.reach(),
+        };
+        bound.into_iter().map(tell).collect()
     }
 
     /// Whether datagrams from this address may be a relay's.
     pub fn is_relay(&self, addr: SocketAddr) -> bool {
-        self.places.iter().any(|p| p.grant.relay == addr)
+        self.places.iter().any(|p| p.grant.reach() == addr)
     }
 
     fn push_event(&mut self, event: RelayEvent) {

@@ -27,6 +27,51 @@ pub struct RelayGrant {
     pub index: u32,
     /// Proves to the relay that it is us; shared with nobody else.
     pub key: [u8; 32],
+    /// An address of this host from where a stream carries datagrams to the relay; they go straight there without one.
+    pub carrier: Option<SocketAddr>,
+}
+
+impl RelayGrant {
+    /// Where the data port sends what is for the relay.
+    pub fn reach(&self) -> SocketAddr {
+        self.carrier.unwrap_or(self.relay)
+    }
+
+    /// The place, as peers are told of it.
+    pub const fn candidate(&self) -> Candidate {
+        Candidate::Relayed {
+            via: self.via,
+            relay: self.relay,
+            index: self.index,
+        }
+    }
+
+    const fn way(&self) -> RelayWay {
+        RelayWay {
+            via: self.via,
+            carrier: self.carrier,
+        }
+    }
+}
+
+/// How a relay is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RelayWay {
+    /// Who runs the relay.
+    pub via: PeerId,
+    /// Through the stream that begins at this address of the host, or straight.
+    pub carrier: Option<SocketAddr>,
+}
+
+/// A place where we are bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BoundPlace {
+    /// As peers are told of it.
+    pub candidate: Candidate,
+    /// How we reach its relay.
+    pub way: RelayWay,
+    /// Where the data port sends what is for the relay.
+    pub reach: SocketAddr,
 }
 
 impl fmt::Debug for RelayGrant {
@@ -44,11 +89,13 @@ impl fmt::Debug for RelayGrant {
 pub enum RelayEvent {
     /// Peers reach us there now. `observed` is where the relay sees us.
     Bound {
-        /// The place, to be published.
-        candidate: Candidate,
-        /// Where the relay sees us: a reflexive address. When it changes, a NAT moved us.
+        /// How.
+        way: RelayWay,
+        /// Where the relay sees us: a reflexive address, unless a stream carries us. When it changes, a NAT moved us.
         observed: SocketAddr,
     },
-    /// The relay does not answer or does not know us: ask its node for a new grant.
-    Lost(Candidate),
+    /// The relay's answer is late; perhaps datagrams do not get there this way.
+    Silent(RelayWay),
+    /// The relay does not answer this way, or does not know us.
+    Lost(RelayWay),
 }

@@ -112,6 +112,8 @@ pub struct RelayServer {
     free: Vec<u16>,
     by_peer: BTreeMap<PeerId, u32>,
     by_addr: BTreeMap<SocketAddr, u32>,
+    /// Who is behind addresses of this host: the other ends of streams.
+    streams: BTreeMap<SocketAddr, IpAddr>,
     subnets: BTreeMap<IpAddr, Subnet>,
     total: Budget,
     sweep_at: Instant,
@@ -134,6 +136,8 @@ struct Place {
 #[derive(Clone, Copy, Debug)]
 struct Bound {
     addr: SocketAddr,
+    /// Whose budget pays.
+    subnet: IpAddr,
     expires_at: Instant,
 }
 
@@ -158,6 +162,7 @@ impl RelayServer {
             free: (0..places_max).rev().map(|slot| slot as u16).collect(),
             by_peer: BTreeMap::new(),
             by_addr: BTreeMap::new(),
+            streams: BTreeMap::new(),
             subnets: BTreeMap::new(),
             total: Budget::new(limits.total_rate, now),
             sweep_at: now + SWEEP_EVERY,
@@ -199,6 +204,25 @@ impl RelayServer {
         Ok((index, key))
     }
 
+    /// What comes from `local`, an address of this host, was carried here by a stream from `client`: its budgets are those of
+    /// the client's network.
+    pub fn open_stream(&mut self, local: SocketAddr, client: IpAddr) {
+        self.streams.insert(local, client);
+    }
+
+    /// That stream has ended, and with it what was bound through it.
+    pub fn close_stream(&mut self, local: SocketAddr, now: Instant) {
+        self.streams.remove(&local);
+        let Some(index) = self.by_addr.get(&local).copied() else {
+            return;
+        };
+        if let Some(place) = self.places[slot(index)].as_mut() {
+            let bound = place.bound.take();
+            place.expires_at = now + PLACE_KEPT_FOR;
+            bound.into_iter().for_each(|bound| self.release(bound));
+        }
+    }
+
     /// A datagram of type 0xA0–0xA4 arrived from `from`. What is to be forwarded is changed in place.
     pub fn handle_datagram(
         &mut self,
@@ -229,7 +253,7 @@ impl RelayServer {
             if let Some(bound) = place.bound.filter(|b| b.expires_at <= now) {
                 place.bound = None;
                 place.expires_at = now + PLACE_KEPT_FOR;
-                self.release(bound.addr);
+                self.release(bound);
             } else if place.bound.is_none() && place.expires_at <= now {
                 self.remove(slot);
             }
@@ -263,9 +287,10 @@ impl RelayServer {
         let place = self.places[slot(sender)]
             .as_mut()
             .expect("whoever is bound has a place");
+        let subnet = place.bound.map_or(from.ip(), |bound| bound.subnet);
         let subnet = self
             .subnets
-            .get_mut(&subnet_of(from))
+            .get_mut(&subnet)
             .expect("whoever is bound is counted in its subnet");
         if !place.budget.has(bytes, now) {
             self.stats.dropped_identity_budget += 1;
@@ -308,9 +333,10 @@ impl RelayServer {
         match message.kind {
             REQUEST | CONFIRM if is_there => {
                 // A repeat from the proven address: only the time is renewed.
-                place.bound = Some(Bound {
-                    addr: from,
-                    expires_at: now + BINDING_KEPT_FOR,
+                let expires_at = now + BINDING_KEPT_FOR;
+                place.bound = place.bound.map(|bound| Bound {
+                    expires_at,
+                    ..bound
                 });
             }
             REQUEST => {
@@ -337,38 +363,39 @@ impl RelayServer {
 
     /// Binds the place to a proven address, in the place of its old one; `false` when its subnet holds enough already.
     fn occupy(&mut self, index: u32, addr: SocketAddr, now: Instant) -> bool {
-        let held = self.subnets.get(&subnet_of(addr)).map_or(0, |s| s.bound);
+        let client = self.streams.get(&addr).copied();
+        let subnet = subnet_of(client.unwrap_or_else(|| addr.ip()));
+        let held = self.subnets.get(&subnet).map_or(0, |s| s.bound);
         if held >= self.limits.places_per_subnet_max && !self.by_addr.contains_key(&addr) {
             return false;
         }
         if let Some(&other) = self.by_addr.get(&addr) {
             // The NAT gave this port to somebody else since.
-            self.places[slot(other)]
+            let bound = self.places[slot(other)]
                 .as_mut()
                 .expect("whoever is bound has a place")
-                .bound = None;
-            self.release(addr);
+                .bound
+                .take();
+            bound.into_iter().for_each(|bound| self.release(bound));
         }
         let place = self.places[slot(index)]
             .as_mut()
             .expect("the caller looked it up");
         let old = place.bound.replace(Bound {
             addr,
+            subnet,
             expires_at: now + BINDING_KEPT_FOR,
         });
         place.generation += 1;
         if let Some(old) = old {
-            self.release(old.addr);
+            self.release(old);
         }
         self.by_addr.insert(addr, index);
         let fresh = || Subnet {
             bound: 0,
             budget: Budget::new(self.limits.subnet_rate, now),
         };
-        self.subnets
-            .entry(subnet_of(addr))
-            .or_insert_with(fresh)
-            .bound += 1;
+        self.subnets.entry(subnet).or_insert_with(fresh).bound += 1;
         true
     }
 
@@ -401,12 +428,12 @@ impl RelayServer {
             .filter(|p| p.index == index)
     }
 
-    fn release(&mut self, addr: SocketAddr) {
-        self.by_addr.remove(&addr);
-        if let Some(subnet) = self.subnets.get_mut(&subnet_of(addr)) {
+    fn release(&mut self, bound: Bound) {
+        self.by_addr.remove(&bound.addr);
+        if let Some(subnet) = self.subnets.get_mut(&bound.subnet) {
             subnet.bound -= 1;
             if subnet.bound == 0 {
-                self.subnets.remove(&subnet_of(addr));
+                self.subnets.remove(&bound.subnet);
             }
         }
     }
@@ -443,8 +470,8 @@ fn canonical(ip: IpAddr) -> Ipv6Addr {
 }
 
 /// The /24 or /48 that an address belongs to: about what one customer controls.
-fn subnet_of(addr: SocketAddr) -> IpAddr {
-    match addr.ip() {
+fn subnet_of(ip: IpAddr) -> IpAddr {
+    match ip {
         IpAddr::V4(v4) => Ipv4Addr::from(u32::from(v4) & 0xffff_ff00).into(),
         IpAddr::V6(v6) => Ipv6Addr::from(u128::from(v6) & !0u128 << 80).into(),
     }

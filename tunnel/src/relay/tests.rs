@@ -23,6 +23,7 @@ fn grant(server: &mut RelayServer, n: u8, now: Instant) -> RelayGrant {
         relay: RELAY.parse().unwrap(),
         index,
         key,
+        carrier: None,
     }
 }
 
@@ -59,14 +60,11 @@ fn two_bound_clients_reach_each_other_and_see_each_others_number() {
     let mut relay = server(RelayLimits::default(), t0);
     let (mut a, index_a) = bind(&mut relay, 1, addr(1, 1), t0);
     let (_, index_b) = bind(&mut relay, 2, addr(2, 2), t0);
-    let Some(RelayEvent::Bound {
-        candidate,
-        observed,
-    }) = a.poll_event()
-    else {
+    let Some(RelayEvent::Bound { way, observed }) = a.poll_event() else {
         panic!("bound")
     };
-    assert_eq!((a.bound(), observed), (vec![candidate], addr(1, 1)));
+    let ways: Vec<_> = a.bound().iter().map(|place| place.way).collect();
+    assert_eq!((ways, observed), (vec![way], addr(1, 1)));
 
     let mut datagram = wrapped(index_b, b"sealed");
     assert_eq!(
@@ -305,4 +303,93 @@ proptest! {
         a.handle_datagram(RELAY.parse().unwrap(), &bytes, t0);
         prop_assert!(a.poll_transmit().is_none() && a.poll_event().is_none());
     }
+}
+
+#[test]
+fn a_late_answer_is_told_once_and_its_coming_too() {
+    let t0 = Instant::now();
+    let mut relay = server(RelayLimits::default(), t0);
+    let (mut a, _) = bind(&mut relay, 1, addr(1, 1), t0);
+    assert!(matches!(a.poll_event(), Some(RelayEvent::Bound { .. })));
+    let mut now = t0;
+    for _ in 0..3 {
+        now = a.poll_timeout().unwrap().0;
+        a.handle_timeout(now);
+    }
+    assert!(matches!(a.poll_event(), Some(RelayEvent::Silent(_))));
+    assert_eq!(a.poll_event(), None);
+    exchange(&mut a, &mut relay, addr(1, 1), now);
+    assert!(matches!(a.poll_event(), Some(RelayEvent::Bound { .. })));
+    assert_eq!(a.poll_event(), None);
+}
+
+#[test]
+fn a_place_held_in_two_ways_counts_once_and_straight_is_preferred() {
+    let t0 = Instant::now();
+    let mut relay = server(RelayLimits::default(), t0);
+    let straight = grant(&mut relay, 1, t0);
+    let carrier = "127.0.0.1:40000".parse().unwrap();
+    let carried = RelayGrant {
+        carrier: Some(carrier),
+        ..straight.clone()
+    };
+    let mut client = RelayClient::new(1, t0);
+    client.set_grants(&[straight.clone(), carried], t0);
+    let mut bound_by = |client: &mut RelayClient, only: SocketAddr, now| {
+        while let Some((to, mut bytes)) = client.poll_transmit() {
+            // The stream's far end is another address than ours.
+            let from = if to == carrier {
+                addr(9, 9)
+            } else {
+                addr(1, 1)
+            };
+            let verdict = relay.handle_datagram(from, &mut bytes, now);
+            if let (true, Verdict::Reply(reply)) = (to == only, verdict) {
+                client.handle_datagram(to, &reply, now);
+            }
+        }
+        let bound = client.bound();
+        (bound.len(), bound.first().map(|place| place.reach))
+    };
+    assert_eq!(bound_by(&mut client, carrier, t0), (1, Some(carrier)));
+    let later = t0 + Duration::from_secs(1);
+    client.handle_timeout(later);
+    let reach = straight.reach();
+    assert_eq!(bound_by(&mut client, reach, later), (1, Some(reach)));
+}
+
+#[test]
+fn a_streams_place_is_paid_for_by_the_network_behind_it_and_ends_with_it() {
+    let t0 = Instant::now();
+    let limits = RelayLimits {
+        places_per_subnet_max: 1,
+        ..RelayLimits::default()
+    };
+    let mut relay = server(limits, t0);
+    let local = |n: u16| SocketAddr::from(([127, 0, 0, 1], n));
+    for (n, client) in [
+        (1, [192, 0, 5, 1]),
+        (2, [192, 0, 5, 2]),
+        (3, [192, 0, 6, 1]),
+    ] {
+        relay.open_stream(local(n), client.into());
+    }
+    let (a, _) = bind(&mut relay, 1, local(1), t0);
+    let (crowded, _) = bind(&mut relay, 2, local(2), t0);
+    let (b, index_b) = bind(&mut relay, 3, local(3), t0);
+    let counts = [&a, &crowded, &b].map(|client| client.bound().len());
+    assert_eq!(
+        counts,
+        [1, 0, 1],
+        "two of one network, of which one is let in"
+    );
+
+    let pass = |relay: &mut RelayServer| {
+        relay.handle_datagram(local(1), &mut wrapped(index_b, b"sealed"), t0)
+    };
+    assert_eq!(pass(&mut relay), Verdict::Forward(local(3)));
+    relay.close_stream(local(3), t0);
+    assert_eq!(pass(&mut relay), Verdict::Drop);
+    relay.close_stream(local(1), t0);
+    assert_eq!(relay.stats().bound, 0);
 }

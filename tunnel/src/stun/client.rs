@@ -145,10 +145,15 @@ impl StunClient {
     pub fn set_host_candidates(&mut self, host: &[SocketAddr], now: Instant) {
         if self.host != host {
             self.host = host.to_vec();
-            self.forget_test();
-            self.judge();
-            self.refresh(now);
+            self.start_over(now);
         }
+    }
+
+    /// Learn all anew: the network under us is another one.
+    pub fn start_over(&mut self, now: Instant) {
+        self.forget_test();
+        self.judge();
+        self.refresh(now);
     }
 
     /// How often a mapping must be used so that it stays.
@@ -156,7 +161,7 @@ impl StunClient {
         self.keep_every = every.min(KEEP_EVERY);
     }
 
-    /// Ask again soon: the network changed, or a path broke.
+    /// Ask again soon: a path broke.
     pub fn refresh(&mut self, now: Instant) {
         self.servers.iter_mut().for_each(|s| s.next_at = now);
         self.handle_timeout(now);

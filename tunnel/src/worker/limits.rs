@@ -5,7 +5,7 @@ use overlay_types::{Location, MacAddr, NetworkId};
 use std::time::{Duration, Instant};
 
 /// How often a session's traffic, a way that datagrams come, and the counters are told at most.
-pub(super) const TELL_EVERY: Duration = Duration::from_secs(1);
+pub(super) const TELL_EVERY: Duration = Duration::from_millis(250);
 /// Reports a second for each reason that a stranger or a guest can cause, and the burst: the engine must not drown.
 const REPORTS_PER_SECOND: u32 = 500;
 /// See [`REPORTS_PER_SECOND`].

@@ -32,14 +32,14 @@ pub enum Report {
         /// How it came.
         from: PathAddr,
     },
-    /// Authenticated datagrams come this way (at most once a second per session and way).
+    /// Authenticated datagrams come this way (at most four times a second per session and way).
     Heard {
         /// The session.
         slot: SessionSlot,
         /// How they came.
         from: PathAddr,
     },
-    /// Traffic since the last such report (at most once a second per session).
+    /// Traffic since the last such report (at most four times a second per session).
     Traffic {
         /// The session.
         slot: SessionSlot,

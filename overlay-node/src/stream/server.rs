@@ -1,0 +1,340 @@
+//! The fabric node's end of streams: takes TLS on one port, and joins each stream to the control port or to the UDP services.
+
+use super::{
+    carrier::{carry, loopback_socket},
+    tune,
+};
+use dht::{
+    identity::Identity,
+    swarm::{StreamService, tls_server},
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+use tunnel::io::service::FabricService;
+
+/// Streams at a time; each costs some 200 kB.
+const STREAMS_MAX: usize = 2048;
+/// How long a newcomer may take to say hello.
+const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// How long to wait when the system has no more descriptors, which others have to give back.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where streams end.
+#[derive(Clone)]
+pub(crate) struct StreamServices {
+    /// libp2p's TCP port.
+    pub(crate) control: SocketAddr,
+    /// STUN and relay.
+    pub(crate) udp: Arc<FabricService>,
+}
+
+/// Takes streams.
+pub(crate) struct StreamServer {
+    listeners: Vec<TcpListener>,
+}
+
+impl StreamServer {
+    /// Listens on `addr`; an unspecified address serves both IP versions where the host has both.
+    ///
+    /// # Errors
+    /// Whatever the kernel says against it.
+    pub(crate) fn bind(addr: SocketAddr) -> io::Result<Self> {
+        let first = listen(addr)?;
+        let port = first.local_addr()?.port();
+        let twin: IpAddr = if addr.is_ipv4() {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        // A host may well have only one IP version.
+        let twin = addr
+            .ip()
+            .is_unspecified()
+            .then(|| listen((twin, port).into()));
+        let listeners = std::iter::once(first)
+            .chain(twin.and_then(Result::ok))
+            .collect();
+        Ok(Self { listeners })
+    }
+
+    /// Where it listens.
+    pub(crate) fn port(&self) -> u16 {
+        let first = self.listeners.first();
+        first
+            .and_then(|listener| listener.local_addr().ok())
+            .map_or(0, |addr| addr.port())
+    }
+
+    /// Serves until `stop`.
+    ///
+    /// # Errors
+    /// When there can be no TLS.
+    pub(crate) fn serve(
+        self,
+        identity: &Identity,
+        services: &StreamServices,
+        stop: &CancellationToken,
+    ) -> io::Result<()> {
+        let config = tls_server(identity).map_err(io::Error::other)?;
+        let tls = TlsAcceptor::from(Arc::new(config));
+        let room = Arc::new(Semaphore::new(STREAMS_MAX));
+        for listener in self.listeners {
+            let accept = accept(listener, tls.clone(), services.clone(), Arc::clone(&room));
+            let stop = stop.clone();
+            tokio::spawn(async move { stop.run_until_cancelled(accept).await });
+        }
+        Ok(())
+    }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(addr),
+        socket2::Type::STREAM.nonblocking().cloexec(),
+        None,
+    )?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?; // a restart must not wait for the last connections to be forgotten
+    socket.bind(&addr.into())?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Ends, with all its streams, when dropped.
+async fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    services: StreamServices,
+    room: Arc<Semaphore>,
+) {
+    let mut streams = tokio::task::JoinSet::new();
+    loop {
+        while streams.try_join_next().is_some() {}
+        let (tcp, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "cannot take a stream");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+            debug!(%from, "too many streams");
+            continue;
+        };
+        let (tls, services) = (tls.clone(), services.clone());
+        streams.spawn(async move {
+            let outcome = serve_one(tcp, from, &tls, &services).await;
+            debug!(%from, ?outcome, "a stream ended");
+            drop(place);
+        });
+    }
+}
+
+async fn serve_one(
+    tcp: TcpStream,
+    from: SocketAddr,
+    tls: &TlsAcceptor,
+    services: &StreamServices,
+) -> io::Result<()> {
+    tune(&tcp)?;
+    let stream = timeout(HELLO_WITHIN, tls.accept(tcp))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let service = stream.get_ref().1.alpn_protocol();
+    match service.and_then(StreamService::from_alpn) {
+        Some(StreamService::Control) => serve_control(stream, services.control).await,
+        Some(StreamService::Datagrams) => serve_datagrams(stream, from, &services.udp).await,
+        None => Err(io::Error::other("it does not say what it is for")),
+    }
+}
+
+async fn serve_control(mut stream: TlsStream<TcpStream>, control: SocketAddr) -> io::Result<()> {
+    let mut tcp = TcpStream::connect(control).await?;
+    tcp.set_nodelay(true)?;
+    copy_bidirectional(&mut stream, &mut tcp).await?;
+    Ok(())
+}
+
+async fn serve_datagrams(
+    stream: TlsStream<TcpStream>,
+    from: SocketAddr,
+    services: &FabricService,
+) -> io::Result<()> {
+    let udp = loopback_socket(services.main_addr()).await?;
+    let local = udp.local_addr()?;
+    let _open = OpenStream::new(services, local, from.ip().to_canonical());
+    carry(&udp, stream).await
+}
+
+/// The relay knows who is behind a stream while this lives.
+struct OpenStream<'a> {
+    services: &'a FabricService,
+    local: SocketAddr,
+}
+
+impl<'a> OpenStream<'a> {
+    fn new(services: &'a FabricService, local: SocketAddr, client: IpAddr) -> Self {
+        services.open_stream(local, client);
+        Self { services, local }
+    }
+}
+
+impl Drop for OpenStream<'_> {
+    fn drop(&mut self) {
+        self.services.close_stream(self.local);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::{Carriers, Opener, Via};
+    use dht::swarm::StreamAddr;
+    use overlay_types::PeerId;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UdpSocket,
+    };
+    use tunnel::relay::{RelayClient, RelayEvent, RelayGrant};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn identity(n: u64) -> Identity {
+        Identity::generate(&mut ChaCha20Rng::seed_from_u64(n))
+    }
+
+    /// A fabric node's streams, with a control port that says back what it hears.
+    async fn server(stop: &CancellationToken) -> (StreamAddr, Arc<FabricService>) {
+        let any = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let udp = Arc::new(FabricService::start(any(0), any(0)).unwrap());
+        let echo = TcpListener::bind(any(0)).await.unwrap();
+        let services = StreamServices {
+            control: echo.local_addr().unwrap(),
+            udp: Arc::clone(&udp),
+        };
+        tokio::spawn(async move {
+            while let Ok((mut tcp, _)) = echo.accept().await {
+                tokio::spawn(async move {
+                    let (mut reader, mut writer) = tcp.split();
+                    tokio::io::copy(&mut reader, &mut writer).await
+                });
+            }
+        });
+        let server = StreamServer::bind(any(0)).unwrap();
+        let at = StreamAddr {
+            host: "127.0.0.1".into(),
+            port: server.port(),
+            peer: Some(identity(1).peer_id()),
+        };
+        server.serve(&identity(1), &services, stop).unwrap();
+        (at, udp)
+    }
+
+    #[tokio::test]
+    async fn a_control_stream_reaches_the_control_port_and_only_the_right_node() {
+        let stop = CancellationToken::new();
+        let (at, _udp) = server(&stop).await;
+        let opener = Opener::new(identity(2), &[]);
+        let mut stream = opener.open(&at, StreamService::Control).await.unwrap();
+        stream.write_all(b"hello").await.unwrap();
+        stream.flush().await.unwrap();
+        let mut heard = [0; 5];
+        timeout(PATIENCE, stream.read_exact(&mut heard))
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(&heard, b"hello");
+
+        let other = StreamAddr {
+            peer: Some(identity(3).peer_id()),
+            ..at
+        };
+        let refused = opener.open(&other, StreamService::Control).await;
+        assert!(refused.is_err(), "another node answered");
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn a_place_at_the_relay_is_held_through_a_stream_and_ends_with_it() {
+        let stop = CancellationToken::new();
+        let (at, udp) = server(&stop).await;
+        let data = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let carriers = Carriers {
+            opener: Opener::new(identity(2), &[]),
+            data_port: data.local_addr().unwrap(),
+        };
+        let carrier = carriers.open(&at, |_| ()).await.unwrap();
+        let place = udp.allocate(PeerId([2; 32])).unwrap();
+        let began = std::time::Instant::now();
+        let mut client = RelayClient::new(1, began);
+        let grant = RelayGrant {
+            via: identity(1).peer_id(),
+            relay: udp.main_addr(),
+            index: place.index,
+            key: place.key,
+            carrier: Some(carrier.at),
+        };
+        client.set_grants(&[grant], began);
+        let mut bytes = [0; 2048];
+        while !matches!(client.poll_event(), Some(RelayEvent::Bound { .. })) {
+            while let Some((to, message)) = client.poll_transmit() {
+                data.send_to(&message, to).await.unwrap();
+            }
+            let (len, from) = timeout(PATIENCE, data.recv_from(&mut bytes))
+                .await
+                .unwrap()
+                .unwrap();
+            client.handle_datagram(from, &bytes[..len], std::time::Instant::now());
+        }
+        assert_eq!(udp.stats().relay.bound, 1);
+        drop(carrier);
+        let began = std::time::Instant::now();
+        while udp.stats().relay.bound > 0 && began.elapsed() < PATIENCE {
+            sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(udp.stats().relay.bound, 0);
+        stop.cancel();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_tls_costs_little_and_an_unreachable_way_is_explained() {
+        let stop = CancellationToken::new();
+        let (at, _udp) = server(&stop).await;
+        let mut tcp = TcpStream::connect((at.host.as_str(), at.port))
+            .await
+            .unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        // An alert and the end, not a wait.
+        let _closed = timeout(PATIENCE, tcp.read_to_end(&mut answer))
+            .await
+            .unwrap();
+
+        let nowhere = StreamAddr { port: 1, ..at };
+        let via: Via = "http://127.0.0.1:1".parse().unwrap();
+        let opener = Opener::new(identity(2), &[via]);
+        let opened = opener.open(&nowhere, StreamService::Control).await;
+        let text = opened.err().unwrap().to_string();
+        assert!(text.contains("straight: "), "{text}");
+        assert!(text.contains("http://127.0.0.1:1: "), "{text}");
+        stop.cancel();
+    }
+}
