@@ -13,8 +13,9 @@ use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use tunnel::engine::{Command, Engine, EngineConfig};
-use tunnel::path::{ControlMessage, PathAgent};
+use tunnel::path::{ControlMessage, PathAgent, SocketWish};
 use tunnel::session::LocalKeys;
+use tunnel::stun::{NatBehaviour, NatRule, PortAssignment, Sampled};
 use tunnel::worker::Report;
 use zeroize::Zeroizing;
 
@@ -211,6 +212,8 @@ enum Said {
     /// What was asked last is answered.
     Pong(u8, Option<u8>),
     Traffic,
+    /// Our NAT turns out to be another one.
+    Nat(u8),
     Up(u8),
     Down,
     Wait(u16),
@@ -234,7 +237,7 @@ fn message(kind: u8, id: u32, list: &[(bool, u8, u16)]) -> ControlMessage {
         }
     };
     let id = u64::from(id);
-    match kind % 7 {
+    match kind % 10 {
         0 => ControlMessage::Probe { id },
         1 => ControlMessage::Pong {
             id,
@@ -245,12 +248,62 @@ fn message(kind: u8, id: u32, list: &[(bool, u8, u16)]) -> ControlMessage {
         },
         3 => ControlMessage::Ping { id },
         4 => ControlMessage::Bye,
+        5 => ControlMessage::Foretold {
+            number: id as u32,
+            base: addr(9),
+            step: id as i16,
+        },
+        6 => ControlMessage::ByChance { number: id as u32 },
+        7 => ControlMessage::Credit,
         _ => ControlMessage::Candidates {
             generation: id as u32,
             punch: kind.is_multiple_of(2),
+            nat: nat(id as u8),
             list: list.iter().map(candidate).collect(),
         },
     }
+}
+
+/// One of the NATs that call for each of the ways through.
+fn nat(n: u8) -> NatBehaviour {
+    let (steady, dependent) = (
+        NatRule::EndpointIndependent,
+        NatRule::AddressAndPortDependent,
+    );
+    let (mapping, ports) = match n % 4 {
+        0 => (NatRule::Unknown, PortAssignment::Unknown),
+        1 => (steady, PortAssignment::Preserving),
+        2 => (dependent, PortAssignment::Contiguous { step: i16::from(n) }),
+        _ => (dependent, PortAssignment::Random),
+    };
+    NatBehaviour {
+        mapping,
+        filtering: dependent,
+        ports,
+        hairpin: None,
+    }
+}
+
+/// Does what the agent wants of sockets, as an engine would; gives how many it asked for.
+fn serve_sockets(agent: &mut PathAgent, last: &mut u16, now: Instant) -> usize {
+    let mut opened = 0;
+    while let Some(wish) = agent.poll_wish() {
+        match wish {
+            SocketWish::Open(count) => {
+                opened += count;
+                let sockets: Vec<u16> = (0..count).map(|n| last.wrapping_add(n as u16)).collect();
+                *last = last.wrapping_add(count as u16);
+                agent.handle_sockets(&sockets, now);
+            }
+            SocketWish::Sample(socket) => {
+                let last = ([203, 0, 113, 1], 40_000).into();
+                let step = Some(1);
+                agent.handle_sampled(socket, Some(Sampled { last, step }), now);
+            }
+            SocketWish::Close(_) => {}
+        }
+    }
+    opened
 }
 
 #[test]
@@ -260,8 +313,8 @@ fn a_path_agent_lives_with_a_peer_that_says_anything() {
         let mut agent = PathAgent::new(1, 1600, now);
         agent.set_local_candidates(&[Candidate::Host(addr(8))], now);
         agent.set_remote_candidates(&[Candidate::Host(addr(1))], now);
-        agent.handle_session_up(way(1), now);
-        let mut asked = None;
+        agent.handle_session_up(way(1), true, now);
+        let (mut asked, mut last) = (None, 1);
         for said in said.iter().take(96) {
             match said {
                 Said::Message(kind, from, id, list, edits) => {
@@ -289,8 +342,12 @@ fn a_path_agent_lives_with_a_peer_that_says_anything() {
                         );
                     }
                 }
-                Said::Traffic => agent.note_traffic(now),
-                Said::Up(via) => agent.handle_session_up(way(*via), now),
+                Said::Traffic => {
+                    agent.count_received(100_000);
+                    agent.note_traffic(now);
+                }
+                Said::Nat(n) => agent.set_local_nat(nat(*n), now),
+                Said::Up(via) => agent.handle_session_up(way(*via), via % 2 == 0, now),
                 Said::Down => agent.handle_session_down(now),
                 Said::Wait(ms) => {
                     let until = now + Duration::from_millis((*ms).into());
@@ -299,6 +356,8 @@ fn a_path_agent_lives_with_a_peer_that_says_anything() {
                     {
                         now = now.max(at);
                         agent.handle_timeout(now);
+                        let opened = serve_sockets(&mut agent, &mut last, now);
+                        assert!(opened <= 257, "few sockets at a time");
                         turns += 1;
                         assert!(turns < 4 * BURST_MAX, "deadlines never end: {why}");
                         let sent = std::iter::from_fn(|| agent.poll_transmit()).count();
@@ -307,6 +366,7 @@ fn a_path_agent_lives_with_a_peer_that_says_anything() {
                     now = until;
                 }
             }
+            serve_sockets(&mut agent, &mut last, now);
             let mut sent = 0;
             while let Some(transmit) = agent.poll_transmit() {
                 if let ControlMessage::Probe { id } = transmit.msg {

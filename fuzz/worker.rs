@@ -4,7 +4,6 @@ use crate::input::{AnyFrame, Edits, FAR, FAR_IP, GUEST, GUEST_IP, broken};
 use crate::wire::NETWORK;
 use bolero::{TypeGenerator, check};
 use overlay_types::{DhcpMode, MacAddr, PathAddr, PeerId, PortId, PortKind};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tunnel::offload::{Offload, PartialChecksum, Segmentation, SegmentationKind, longest_segment};
@@ -14,7 +13,7 @@ use tunnel::snapshot::{
     BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station, Way,
 };
 use tunnel::wire::extension::{HalfHeader, PieceHeader};
-use tunnel::worker::{Output, Report, Worker};
+use tunnel::worker::{Hop, Output, Report, Worker};
 use zerocopy::IntoBytes;
 use zeroize::Zeroizing;
 
@@ -86,7 +85,7 @@ struct Sink {
 }
 
 impl Output for Sink {
-    fn transmit(&mut self, _to: SocketAddr, len: usize) -> &mut [u8] {
+    fn transmit(&mut self, _hop: Hop, len: usize) -> &mut [u8] {
         self.done += 1;
         assert!(len <= 1280, "no more than the path carries");
         self.datagram.resize(len, 0);

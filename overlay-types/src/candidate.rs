@@ -9,6 +9,13 @@ use std::{fmt, net::SocketAddr};
 pub enum PathAddr {
     /// UDP straight to this address.
     Direct(SocketAddr),
+    /// UDP straight to `addr`, from a local socket beside the data port's: it has another mapping at our NAT.
+    Punched {
+        /// The number of the socket; 0 is the data port's own and never stands here.
+        socket: u16,
+        /// Where to.
+        addr: SocketAddr,
+    },
     /// Wrapped, to `relay`, for whoever is bound there as `index`.
     Relayed {
         /// The relay's UDP address.
@@ -22,14 +29,24 @@ impl PathAddr {
     /// The address that the UDP socket sends to.
     pub const fn socket_addr(self) -> SocketAddr {
         match self {
-            Self::Direct(addr) | Self::Relayed { relay: addr, .. } => addr,
+            Self::Direct(addr) | Self::Punched { addr, .. } | Self::Relayed { relay: addr, .. } => {
+                addr
+            }
+        }
+    }
+
+    /// The number of the local socket that sends there; 0 is the data port's.
+    pub const fn socket(self) -> u16 {
+        match self {
+            Self::Punched { socket, .. } => socket,
+            Self::Direct(_) | Self::Relayed { .. } => 0,
         }
     }
 
     /// What people are told about such a path.
     pub const fn kind(self) -> PathKind {
         match self {
-            Self::Direct(_) => PathKind::Direct,
+            Self::Direct(_) | Self::Punched { .. } => PathKind::Direct,
             Self::Relayed { .. } => PathKind::Relay,
         }
     }
@@ -38,7 +55,7 @@ impl PathAddr {
 impl fmt::Display for PathAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Direct(addr) => write!(f, "{addr}"),
+            Self::Direct(addr) | Self::Punched { addr, .. } => write!(f, "{addr}"),
             Self::Relayed { relay, .. } => write!(f, "relay {relay}"),
         }
     }

@@ -25,4 +25,5 @@ mod reachability;
 mod static_peers;
 mod streams;
 mod super_frames;
+mod symmetric;
 mod talk;

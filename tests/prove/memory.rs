@@ -231,7 +231,7 @@ impl Played {
             match self.socket.recv_from(&mut buffer) {
                 Ok((len, from)) => {
                     let now = Instant::now();
-                    let sent = self.node.handle_datagram(from, &mut buffer[..len], now);
+                    let sent = self.node.handle_datagram(0, from, &mut buffer[..len], now);
                     self.send(sent)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -257,8 +257,8 @@ impl Played {
     }
 
     fn send(&self, sent: Sent) -> Result<()> {
-        for (to, bytes) in sent {
-            match self.socket.send_to(&bytes, to) {
+        for (hop, bytes) in sent {
+            match self.socket.send_to(&bytes, hop.to) {
                 Err(error) if error.kind() != io::ErrorKind::ConnectionRefused => {
                     return Err(error.into());
                 }

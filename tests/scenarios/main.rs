@@ -8,3 +8,4 @@ mod fifty;
 mod guests;
 mod joining;
 mod paths;
+mod symmetric;

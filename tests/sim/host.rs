@@ -3,11 +3,16 @@
 
 use crate::guest::Guest;
 use overlay_types::{PathAddr, PeerId, PortId};
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Instant,
+};
 use tunnel::{
-    engine::{Engine, Event},
+    engine::{Engine, Event, SocketChange},
     offload::Offload,
-    worker::{Output, Report, Worker},
+    worker::{Hop, Output, Report, Worker},
 };
 
 /// A node's data plane on simulated I/O.
@@ -22,10 +27,12 @@ pub struct NodeHost {
     pub guests: BTreeMap<PortId, Guest>,
     /// What the engine said since it was last asked.
     pub events: Vec<Event>,
+    /// Sockets beside the data port's.
+    sockets: BTreeSet<u16>,
 }
 
 /// What a node wants sent.
-pub type Sent = Vec<(SocketAddr, Vec<u8>)>;
+pub type Sent = Vec<(Hop, Vec<u8>)>;
 
 /// What a worker wants done, until the host does it.
 #[derive(Default)]
@@ -40,8 +47,8 @@ struct Wishes {
 const REPORTS_MAX: usize = 1024;
 
 impl Output for Wishes {
-    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
-        self.sent.push((to, vec![0; len]));
+    fn transmit(&mut self, hop: Hop, len: usize) -> &mut [u8] {
+        self.sent.push((hop, vec![0; len]));
         &mut self.sent.last_mut().expect("it was just pushed").1
     }
     fn deliver(&mut self, port: PortId, frame: &[u8], _offload: Offload) {
@@ -68,12 +75,33 @@ impl NodeHost {
             workers,
             guests: BTreeMap::new(),
             events: Vec::new(),
+            sockets: BTreeSet::new(),
         }
     }
 
-    /// A datagram arrives on the data port. The kernel spreads flows over the sockets by source; so does this.
-    pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &mut [u8], now: Instant) -> Sent {
+    /// How many sockets beside the data port's are open.
+    pub fn further_sockets(&self) -> usize {
+        self.sockets.len()
+    }
+
+    /// A datagram arrives on a socket: on the data port's own (0) the kernel spreads flows over the workers by source, and
+    /// so does this; the first worker reads all others.
+    pub fn handle_datagram(
+        &mut self,
+        socket: u16,
+        from: SocketAddr,
+        bytes: &mut [u8],
+        now: Instant,
+    ) -> Sent {
         let mut wishes = Wishes::default();
+        if socket != 0 {
+            if !self.sockets.contains(&socket) {
+                return Sent::new();
+            }
+            self.workers[0].handle_punched(socket, from, bytes, now, &mut wishes);
+            self.workers[0].end_turn(now, &mut wishes);
+            return self.settle(wishes, now);
+        }
         let worker = usize::from(from.port()) % self.workers.len();
         self.workers[worker].handle_datagram(from, bytes, now, &mut wishes);
         self.workers[worker].end_turn(now, &mut wishes);
@@ -154,8 +182,14 @@ impl NodeHost {
                     worker.set_snapshot(Arc::clone(&snapshot));
                 }
             }
+            while let Some(change) = self.engine.poll_socket() {
+                match change {
+                    SocketChange::Open(socket) => drop(self.sockets.insert(socket)),
+                    SocketChange::Close(socket) => drop(self.sockets.remove(&socket)),
+                }
+            }
             while let Some(transmit) = self.engine.poll_transmit() {
-                sent.push((transmit.to, transmit.bytes));
+                sent.push((transmit.hop, transmit.bytes));
             }
             while let Some((port, frame)) = self.engine.poll_frame() {
                 wishes.delivered.push((port, frame));

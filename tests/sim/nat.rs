@@ -30,6 +30,22 @@ impl Dependence {
     }
 }
 
+/// Which outside port a new mapping gets (RFC 4787 §4.2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ports {
+    /// The inside port's number, while it is free.
+    Preserving,
+    /// So many more than the last one's; other hosts behind the NAT take so many mappings a second in between.
+    Incremental {
+        /// From one to the next.
+        step: i16,
+        /// Mappings of others, every second.
+        others: u16,
+    },
+    /// Any.
+    Random,
+}
+
 /// How a NAT behaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NatKind {
@@ -37,6 +53,8 @@ pub struct NatKind {
     pub mapping: Dependence,
     /// Whose datagrams are let in.
     pub filtering: Dependence,
+    /// How outside ports are chosen.
+    pub ports: Ports,
     /// How long an idle mapping lives; only outbound datagrams refresh it (RFC 4787 REQ-6).
     pub timeout: Duration,
 }
@@ -50,11 +68,17 @@ impl NatKind {
     pub const PORT_RESTRICTED: Self = Self::new(Dependence::Endpoint, Dependence::AddressAndPort);
     /// A new mapping for every remote address and port, which alone is let in.
     pub const SYMMETRIC: Self = Self::new(Dependence::AddressAndPort, Dependence::AddressAndPort);
+    /// The same, and each mapping gets the port after the last one's.
+    pub const SYMMETRIC_INCREMENTAL: Self = Self {
+        ports: Ports::Incremental { step: 1, others: 0 },
+        ..Self::SYMMETRIC
+    };
 
     const fn new(mapping: Dependence, filtering: Dependence) -> Self {
         Self {
             mapping,
             filtering,
+            ports: Ports::Random,
             timeout: Duration::from_secs(60),
         }
     }
@@ -76,6 +100,9 @@ pub struct Nat {
     public: IpAddr,
     ports: BTreeMap<MappingKey, u16>,
     mappings: BTreeMap<u16, Mapping>,
+    /// The last port that was given out in turn, and when.
+    last: Option<(u16, Instant)>,
+    expired_at: Option<Instant>,
     /// Datagrams from outside that no mapping or filter let in.
     pub dropped: u64,
 }
@@ -88,6 +115,8 @@ impl Nat {
             public,
             ports: BTreeMap::new(),
             mappings: BTreeMap::new(),
+            last: None,
+            expired_at: None,
             dropped: 0,
         }
     }
@@ -145,11 +174,10 @@ impl Nat {
     }
 
     fn make_mapping(&mut self, key: MappingKey, now: Instant, rng: &mut ChaCha20Rng) -> u16 {
-        let port = loop {
-            let port = rng.random_range(20_000..60_000);
-            if !self.mappings.contains_key(&port) {
-                break port;
-            }
+        let port = match self.kind.ports {
+            Ports::Preserving if !self.mappings.contains_key(&key.0.port()) => key.0.port(),
+            Ports::Preserving | Ports::Random => self.any_port(rng),
+            Ports::Incremental { step, others } => self.next_port(step, others, now, rng),
         };
         self.ports.insert(key, port);
         self.mappings.insert(
@@ -163,7 +191,39 @@ impl Nat {
         port
     }
 
+    fn any_port(&self, rng: &mut ChaCha20Rng) -> u16 {
+        loop {
+            let port = rng.random_range(1024..=u16::MAX);
+            if !self.mappings.contains_key(&port) {
+                break port;
+            }
+        }
+    }
+
+    fn next_port(&mut self, step: i16, others: u16, now: Instant, rng: &mut ChaCha20Rng) -> u16 {
+        const PORTS: i32 = 65_536 - 1024;
+        let (last, at) = self.last.unwrap_or_else(|| (self.any_port(rng), now));
+        let passed = now.saturating_duration_since(at).as_secs_f64();
+        // A fraction of a mapping is one as often as that.
+        let skipped = (passed * f64::from(others) + rng.random::<f64>()).floor() as i32;
+        let mut port = i32::from(last) - 1024 + i32::from(step) * (skipped % PORTS);
+        loop {
+            port = (port + i32::from(step)).rem_euclid(PORTS);
+            let port = (port + 1024) as u16;
+            if !self.mappings.contains_key(&port) {
+                self.last = Some((port, now));
+                return port;
+            }
+        }
+    }
+
+    /// Looked at every second at most, for it looks at every mapping.
     fn expire(&mut self, now: Instant) {
+        let is_early = |at| now.saturating_duration_since(at) < Duration::from_secs(1);
+        if self.expired_at.is_some_and(is_early) {
+            return;
+        }
+        self.expired_at = Some(now);
         let timeout = self.kind.timeout;
         self.mappings
             .retain(|_, mapping| now.saturating_duration_since(mapping.refreshed) < timeout);
@@ -205,6 +265,44 @@ mod tests {
             let second = nat.outbound(addr(INSIDE), addr(A2), t0, &mut rng);
             assert_eq!(first == second, same, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn ports_are_given_out_as_the_kind_says() {
+        let remotes = [A1, A2, B1];
+        let ports_of = |ports| {
+            let (mut nat, mut rng, t0) = nat(NatKind {
+                ports,
+                ..NatKind::SYMMETRIC
+            });
+            remotes.map(|remote| {
+                nat.outbound(addr(INSIDE), addr(remote), t0, &mut rng)
+                    .port()
+            })
+        };
+        let [first, second, third] = ports_of(Ports::Incremental { step: 2, others: 0 });
+        assert_eq!(
+            (second.wrapping_sub(first), third.wrapping_sub(second)),
+            (2, 2)
+        );
+        assert_eq!(ports_of(Ports::Preserving)[0], addr(INSIDE).port());
+        let [first, second, _] = ports_of(Ports::Random);
+        assert!(first.abs_diff(second) > 16);
+    }
+
+    #[test]
+    fn other_hosts_take_ports_of_an_incremental_nat_too() {
+        let (mut nat, mut rng, t0) = nat(NatKind {
+            ports: Ports::Incremental {
+                step: 1,
+                others: 10,
+            },
+            ..NatKind::SYMMETRIC
+        });
+        let first = nat.outbound(addr(INSIDE), addr(A1), t0, &mut rng).port();
+        let later = t0 + Duration::from_secs(2);
+        let second = nat.outbound(addr(INSIDE), addr(A2), later, &mut rng).port();
+        assert!((20..=23).contains(&second.wrapping_sub(first)));
     }
 
     #[test]

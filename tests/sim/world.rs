@@ -21,8 +21,9 @@ use std::{
     ops::Range,
     time::{Duration, Instant},
 };
+use tunnel::worker::Hop;
 
-/// The UDP port of every node's data plane, before any NAT.
+/// The UDP port of every node's data plane, before any NAT; its further sockets have the ports after it.
 const DATA_PORT: u16 = 41_000;
 
 /// The shortest time between two wakes of a host, so that a deadline in the past cannot stop the world.
@@ -309,7 +310,7 @@ impl World {
 
     /// Sends a datagram from a host's data port, whatever runs there.
     pub fn send_datagram(&mut self, host: HostId, to: SocketAddr, bytes: Vec<u8>) {
-        self.send_all(host, vec![(to, bytes)]);
+        self.send_all(host, vec![(Hop { socket: 0, to }, bytes)]);
     }
 
     // ---- time ----
@@ -371,8 +372,9 @@ impl World {
     }
 
     fn send_all(&mut self, host: HostId, sent: Sent) {
-        let from = self.hosts[host.0].address;
-        for (to, bytes) in sent {
+        let address = self.hosts[host.0].address;
+        for (Hop { socket, to }, bytes) in sent {
+            let from = SocketAddr::new(address.ip(), DATA_PORT.wrapping_add(socket));
             self.send_from(host, from, to, bytes);
         }
     }
@@ -460,8 +462,9 @@ impl World {
             &bytes,
         );
         match &mut self.hosts[host.0].role {
-            Role::Node(node) if at.port() == DATA_PORT => {
-                let sent = node.handle_datagram(from, &mut bytes, now);
+            Role::Node(node) => {
+                let socket = at.port().wrapping_sub(DATA_PORT);
+                let sent = node.handle_datagram(socket, from, &mut bytes, now);
                 self.send_all(host, sent);
                 self.reschedule(host);
             }
@@ -471,7 +474,7 @@ impl World {
                 }
             }
             Role::Stranger(heard) => heard.push(bytes),
-            Role::Node(_) | Role::Down => {}
+            Role::Down => {}
         }
     }
 

@@ -18,7 +18,7 @@ use tunnel::{
     snapshot::{
         BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station, Way,
     },
-    worker::{Output, Report, Worker},
+    worker::{Hop, Output, Report, Worker},
 };
 use zeroize::Zeroizing;
 
@@ -77,7 +77,7 @@ impl Wire {
 }
 
 impl Output for Wire {
-    fn transmit(&mut self, _to: SocketAddr, len: usize) -> &mut [u8] {
+    fn transmit(&mut self, _hop: Hop, len: usize) -> &mut [u8] {
         let start = self.bytes.len();
         self.bytes.resize(start + len, 0);
         self.ends.push(start + len);

@@ -1,6 +1,7 @@
 //! What stations, members' own and their guests, do: they ping each other; and what can be seen of it.
 
 use super::*;
+use tunnel::path::Passage;
 
 /// How often a pinging station sends.
 const PING_EVERY: Duration = Duration::from_secs(1);
@@ -118,6 +119,15 @@ impl Overlay {
             .peer_stats(self.world.now());
         let stats = stats.into_iter().find(|stats| stats.peer == peer)?;
         stats.path.map(|path| path.addr.kind())
+    }
+
+    /// What the NATs of two members allow, as one of them judges it.
+    pub fn passage(&self, from: MemberId, to: MemberId) -> Option<Passage> {
+        let peer = self.member(to).peer();
+        let node = self.world.node(self.member(from).host)?;
+        let stats = node.engine.peer_stats(self.world.now());
+        let stats = stats.into_iter().find(|stats| stats.peer == peer)?;
+        Some(stats.passage)
     }
 
     /// Since when the session in use between two members exists.

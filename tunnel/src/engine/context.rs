@@ -1,6 +1,9 @@
 //! What all networks and peers of an engine share: randomness, slots, the clock, and the queues to the outside.
 
-use super::message::{Event, Transmit};
+use super::{
+    message::{Event, Transmit},
+    sockets::Sockets,
+};
 use crate::{
     packet_buf::PacketBuf,
     session::{HandshakeGate, SlotTable},
@@ -35,6 +38,8 @@ pub(super) struct Context {
     pub(super) is_dirty: bool,
     /// When which peer wants to be looked at.
     pub(super) timers: BTreeSet<(Instant, PeerKey)>,
+    /// Sockets beside the data port's.
+    pub(super) sockets: Sockets,
     pub(super) transmits: VecDeque<Transmit>,
     pub(super) frames: VecDeque<(PortId, Vec<u8>)>,
     pub(super) events: VecDeque<Event>,
@@ -54,6 +59,7 @@ impl Context {
             counters: Counters::default(),
             is_dirty: true,
             timers: BTreeSet::new(),
+            sockets: Sockets::default(),
             transmits: VecDeque::new(),
             frames: VecDeque::new(),
             events: VecDeque::new(),
@@ -87,7 +93,7 @@ impl Context {
         }
         if self.transmits.len() < QUEUE_MAX {
             self.transmits.push_back(Transmit {
-                to: to.socket_addr(),
+                hop: to.into(),
                 bytes: self.buf.payload().to_vec(),
             });
         } else {

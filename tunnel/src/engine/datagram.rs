@@ -34,6 +34,9 @@ impl Engine {
             (DatagramKind::Stun, PathAddr::Direct(addr)) => {
                 self.stun.handle_datagram(addr, bytes, now)
             }
+            (DatagramKind::Stun, PathAddr::Punched { socket, addr }) => {
+                self.sampler.handle_datagram(socket, addr, bytes, now)
+            }
             (DatagramKind::RelayControl(_), PathAddr::Direct(addr)) => {
                 self.relay.handle_datagram(addr, bytes, now)
             }
@@ -103,7 +106,7 @@ impl Engine {
             };
             match initiation.respond(&local.psk, slot, ctx.unix_ns(now), ctx.aes) {
                 Ok((message, established)) => {
-                    peer.handle_responded(established, ctx, now);
+                    peer.handle_responded(established, from, bytes.len(), ctx, now);
                     ctx.count(Counter::HandshakesSent);
                     ctx.send(from, &message);
                 }
@@ -136,7 +139,7 @@ impl Engine {
                     return None;
                 }
             };
-            peer.count_received(size);
+            peer.count_received(from, size);
             peer.heard(slot, from, ctx, now);
             match plaintext.first() {
                 Some(&extension::CONTROL) => {

@@ -1,10 +1,11 @@
 //! What the node tells the engine, what the engine tells back, and what it wants sent.
 
 use crate::{
-    path::PathView,
+    path::{Passage, PathView},
     relay::{RelayGrant, RelayWay},
     session::LocalKeys,
     stun::{MappingLifetime, NatBehaviour},
+    worker::Hop,
 };
 use overlay_types::{
     Binding, Candidate, DataKeys, DhcpMode, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId,
@@ -275,10 +276,19 @@ pub enum DownReason {
 /// A datagram to send, relay wrapper included.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where to.
-    pub to: SocketAddr,
+    /// From which socket, and where to.
+    pub hop: Hop,
     /// All of it.
     pub bytes: Vec<u8>,
+}
+
+/// A socket beside the data port's is wanted, or not any longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketChange {
+    /// Bind one to the data port's address and any port; datagrams that come to it are told with this number.
+    Open(u16),
+    /// Close it.
+    Close(u16),
 }
 
 /// What is known of one peer.
@@ -292,6 +302,8 @@ pub struct PeerStats {
     pub session: bool,
     /// The path in use.
     pub path: Option<PathView>,
+    /// What the two sides' NATs allow.
+    pub passage: Passage,
     /// Bytes of sealed datagrams sent.
     pub tx_bytes: u64,
     /// Bytes of sealed datagrams received.

@@ -7,12 +7,13 @@ mod frame;
 mod message;
 mod network;
 mod peer;
+mod sockets;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests;
 mod view;
 
-pub use message::{Command, DownReason, EngineConfig, Event, PeerStats, Transmit};
+pub use message::{Command, DownReason, EngineConfig, Event, PeerStats, SocketChange, Transmit};
 
 use crate::{
     path::{self, PathAgent, RelayReach},
@@ -20,14 +21,14 @@ use crate::{
     snapshot::Snapshot,
     split::Rejoiner,
     stats::Counters,
-    stun::{StunClient, StunEvent},
+    stun::{PortSampler, StunClient, StunEvent},
     switch::flood::Budgets,
     worker::Report,
 };
 use context::{Context, PeerKey};
 use network::{Local, Network, Port};
-use overlay_types::{Candidate, DataKeys, Location, MacAddr, NetworkId, PeerId, PortId};
-use peer::{Peer, YIELD};
+use overlay_types::{Candidate, DataKeys, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId};
+use peer::{Peer, Settled, YIELD};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::{
@@ -56,6 +57,7 @@ pub struct Engine {
     networks: BTreeMap<NetworkId, Network>,
     port_networks: BTreeMap<PortId, NetworkId>,
     stun: StunClient,
+    sampler: PortSampler,
     relay: RelayClient,
     /// How often our mappings at the NAT must be used so that they stay.
     keepalive: Duration,
@@ -86,6 +88,7 @@ impl Engine {
         Self {
             stun: StunClient::new(rng.next_u64(), now),
             relay: RelayClient::new(rng.next_u64(), now),
+            sampler: PortSampler::new(rng.next_u64()),
             ctx: Context::new(rng, config.unix_at_start, now),
             networks: BTreeMap::new(),
             port_networks: BTreeMap::new(),
@@ -294,6 +297,7 @@ impl Engine {
         }
         self.refresh_if_due(now);
         self.stun.handle_timeout(now);
+        self.sampler.handle_timeout(now);
         self.relay.handle_timeout(now);
         for network in self.networks.values_mut() {
             self.ctx.is_dirty |= network.stations.age(now);
@@ -314,12 +318,19 @@ impl Engine {
             peer,
             ageing,
             self.stun.poll_timeout(),
+            self.sampler.poll_timeout(),
             self.relay.poll_timeout(),
             self.refresh_at.map(|at| (at, "look at the network again")),
         ]
         .into_iter()
         .flatten()
         .min_by_key(|&(at, _)| at)
+    }
+
+    /// Which socket beside the data port's to open or close next: before a snapshot is published that may name it, and
+    /// before datagrams are sent.
+    pub fn poll_socket(&mut self) -> Option<SocketChange> {
+        self.ctx.sockets.poll()
     }
 
     /// The next datagram to send.
@@ -394,6 +405,7 @@ impl Engine {
             );
             agent.set_relays(&self.reaches, now);
             agent.set_local_candidates(&self.candidates, now);
+            agent.set_local_nat(self.stun.behaviour(), now);
             agent.set_keepalive(self.keepalive);
             Peer::new(key, keys.clone(), agent)
         });
@@ -504,6 +516,15 @@ impl Engine {
         let done = act(peer, &network.local, &mut self.ctx);
         peer.handle_timeout(&network.local, &mut self.ctx, now);
         let settled = peer.settle(&mut self.ctx, now);
+        self.handle_settled(settled, now);
+        Some(done)
+    }
+
+    fn handle_settled(&mut self, settled: Settled, now: Instant) {
+        for socket in settled.samples {
+            let servers = self.stun.sample_servers();
+            self.sampler.sample(socket, &servers, now);
+        }
         if let Some(addr) = settled.observed {
             self.observed.retain(|&known| known != addr);
             self.observed.push_front(addr);
@@ -514,7 +535,6 @@ impl Engine {
             self.refresh_at.get_or_insert(earliest.max(now));
             self.refresh_if_due(now);
         }
-        Some(done)
     }
 
     /// Asks STUN servers and relays whether they still reach us.
@@ -545,16 +565,35 @@ impl Engine {
 
     /// Sends and tells what the STUN and relay clients want, and makes our ways in known where they changed.
     fn settle_node(&mut self, now: Instant) {
+        let mut settled = Vec::new();
         loop {
             if let Some((to, bytes)) = self
                 .stun
                 .poll_transmit()
                 .or_else(|| self.relay.poll_transmit())
             {
-                self.ctx.send(overlay_types::PathAddr::Direct(to), &bytes);
+                self.ctx.send(PathAddr::Direct(to), &bytes);
+            } else if let Some((socket, to, bytes)) = self.sampler.poll_transmit() {
+                let to = PathAddr::Punched { socket, addr: to };
+                self.ctx.send(to, &bytes);
+            } else if let Some((socket, sampled)) = self.sampler.poll_sampled() {
+                if let Some(key) = self.ctx.sockets.owner(socket) {
+                    self.with_peer(key, now, |peer, _, _| {
+                        peer.agent.handle_sampled(socket, sampled, now);
+                    });
+                }
             } else if let Some(event) = self.stun.poll_event() {
                 if let StunEvent::Behaviour(behaviour) = event {
                     self.ctx.tell(Event::NatLearned(behaviour));
+                    for network in self.networks.values_mut() {
+                        for peer in network.peers.values_mut() {
+                            peer.agent.set_local_nat(behaviour, now);
+                            settled.push(peer.settle(&mut self.ctx, now));
+                        }
+                    }
+                    for settled in settled.drain(..) {
+                        self.handle_settled(settled, now);
+                    }
                 }
             } else if let Some(event) = self.relay.poll_event() {
                 self.handle_relay_event(event, now);
@@ -575,8 +614,15 @@ impl Engine {
                 peer.agent.set_relays(&self.reaches, now);
                 peer.agent.set_local_candidates(&self.candidates, now);
                 peer.retry_handshake(now + SETTLING);
-                peer.settle(&mut self.ctx, now);
+                settled.push(peer.settle(&mut self.ctx, now));
             }
+        }
+        let asks = settled.iter().any(|settled| !settled.samples.is_empty());
+        for settled in settled {
+            self.handle_settled(settled, now);
+        }
+        if asks {
+            self.settle_node(now);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Gathers equal-sized datagrams for one destination into a run, which the kernel takes in one call (UDP GSO): about a
 //! tenth of the cost of one call for each. What is gathered leaves at the end of each turn; nothing waits for more.
 
-use std::net::SocketAddr;
+use crate::worker::Hop;
 
 /// Destinations with a run of their own at the same time; one more sends the fullest run off first.
 const RUNS: usize = 4;
@@ -15,7 +15,7 @@ pub(super) struct SendBatch {
 }
 
 struct Run {
-    to: Option<SocketAddr>,
+    to: Option<Hop>,
     segment: usize,
     count: usize,
     /// How much of `bytes` is used.
@@ -23,9 +23,9 @@ struct Run {
     bytes: Box<[u8]>,
 }
 
-/// What takes a finished run: a destination, the datagrams one after the other, and the length of all but the last.
+/// What takes a finished run: a socket and destination, the datagrams one after the other, and the length of all but the last.
 pub(super) trait RunSink {
-    fn send_run(&mut self, to: SocketAddr, bytes: &[u8], segment: usize);
+    fn send_run(&mut self, hop: Hop, bytes: &[u8], segment: usize);
 }
 
 impl SendBatch {
@@ -49,12 +49,7 @@ impl SendBatch {
     ///
     /// # Panics
     /// When `len` exceeds what UDP carries.
-    pub(super) fn push(
-        &mut self,
-        to: SocketAddr,
-        len: usize,
-        sink: &mut impl RunSink,
-    ) -> &mut [u8] {
+    pub(super) fn push(&mut self, to: Hop, len: usize, sink: &mut impl RunSink) -> &mut [u8] {
         let at = self
             .runs
             .iter()
@@ -113,26 +108,30 @@ mod tests {
     use proptest::prelude::*;
 
     #[derive(Default)]
-    struct Sent(Vec<(SocketAddr, Vec<Vec<u8>>)>);
+    struct Sent(Vec<(Hop, Vec<Vec<u8>>)>);
 
     impl RunSink for Sent {
-        fn send_run(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) {
+        fn send_run(&mut self, hop: Hop, bytes: &[u8], segment: usize) {
             self.0.push((
-                to,
+                hop,
                 bytes.chunks(segment.max(1)).map(<[u8]>::to_vec).collect(),
             ));
         }
     }
 
-    fn addr(port: u16) -> SocketAddr {
-        ([127, 0, 0, 1], port).into()
+    /// Two sockets, and a few addresses.
+    fn hop(n: u16) -> Hop {
+        Hop {
+            socket: n % 2,
+            to: ([127, 0, 0, 1], 1 + n / 2).into(),
+        }
     }
 
     #[test]
     fn equal_datagrams_make_one_run_which_a_shorter_one_ends() {
         let (mut batch, mut sent) = (SendBatch::new(64), Sent::default());
         for len in [100, 100, 60, 100] {
-            batch.push(addr(1), len, &mut sent).fill(7);
+            batch.push(hop(1), len, &mut sent).fill(7);
         }
         batch.flush(&mut sent);
         let lens: Vec<Vec<usize>> = sent
@@ -147,7 +146,7 @@ mod tests {
     fn a_run_is_never_longer_than_the_socket_takes() {
         let (mut batch, mut sent) = (SendBatch::new(3), Sent::default());
         for _ in 0..7 {
-            batch.push(addr(1), 10, &mut sent).fill(7);
+            batch.push(hop(1), 10, &mut sent).fill(7);
         }
         batch.flush(&mut sent);
         assert_eq!(
@@ -160,17 +159,17 @@ mod tests {
         #[test]
         fn every_destination_gets_its_datagrams_whole_and_in_order(steps in proptest::collection::vec((0u16..7, 1usize..4000), 0..200)) {
             let (mut batch, mut sent) = (SendBatch::new(64), Sent::default());
-            let mut expected = std::collections::BTreeMap::<SocketAddr, Vec<Vec<u8>>>::new();
+            let mut expected = std::collections::BTreeMap::<Hop, Vec<Vec<u8>>>::new();
             for (n, (port, len)) in steps.into_iter().enumerate() {
                 let datagram = vec![n as u8; len];
-                batch.push(addr(port), len, &mut sent).copy_from_slice(&datagram);
-                expected.entry(addr(port)).or_default().push(datagram);
+                batch.push(hop(port), len, &mut sent).copy_from_slice(&datagram);
+                expected.entry(hop(port)).or_default().push(datagram);
             }
             batch.flush(&mut sent);
-            let mut arrived = std::collections::BTreeMap::<SocketAddr, Vec<Vec<u8>>>::new();
-            for (to, run) in sent.0 {
+            let mut arrived = std::collections::BTreeMap::<Hop, Vec<Vec<u8>>>::new();
+            for (hop, run) in sent.0 {
                 prop_assert!(run.iter().map(Vec::len).sum::<usize>() <= RUN_BYTES_MAX);
-                arrived.entry(to).or_default().extend(run);
+                arrived.entry(hop).or_default().extend(run);
             }
             prop_assert_eq!(arrived, expected);
         }

@@ -14,6 +14,7 @@ use overlay_types::{MacAddr, NetworkId, PortId, PortKind};
 use tracing::debug;
 
 use super::engine_thread::{ANSWER_WITHIN, EngineThread, ToEngine};
+use super::sockets::Sockets;
 use super::steer;
 use super::tap::{Tap, TapError};
 use super::udp::{self, UdpPort};
@@ -127,6 +128,7 @@ impl DataPlane {
             inbox,
             reports,
             udp: sockets[0].clone(),
+            sockets: Sockets::default(),
             workers: links.clone(),
             snapshot: snapshot.clone(),
             sink,

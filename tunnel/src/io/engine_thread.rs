@@ -9,10 +9,11 @@ use crossbeam_channel::{Receiver, Sender, at, never, select};
 use overlay_types::PortId;
 use tracing::warn;
 
+use super::sockets::Sockets;
 use super::tap::{Tap, TapQueue};
 use super::udp::UdpPort;
 use super::worker_thread::{ToWorker, WorkerLink};
-use crate::engine::{Command, Engine, Event, PeerStats};
+use crate::engine::{Command, Engine, Event, PeerStats, SocketChange};
 use crate::offload::Offload;
 use crate::snapshot::Snapshot;
 use crate::stats::{Counter, Counters};
@@ -43,6 +44,7 @@ pub(super) struct EngineThread {
     pub(super) inbox: Receiver<ToEngine>,
     pub(super) reports: Receiver<Report>,
     pub(super) udp: Arc<UdpPort>,
+    pub(super) sockets: Sockets,
     pub(super) workers: Vec<WorkerLink>,
     pub(super) snapshot: Arc<ArcSwap<Snapshot>>,
     pub(super) sink: Box<dyn FnMut(Event) + Send>,
@@ -150,6 +152,11 @@ impl EngineThread {
     }
 
     fn carry_out(&mut self) {
+        // Opened before a snapshot names them, closed when the last of them was sent.
+        let changes = std::iter::from_fn(|| self.engine.poll_socket());
+        let (open, close): (Vec<_>, Vec<_>) =
+            changes.partition(|change| matches!(change, SocketChange::Open(_)));
+        self.sockets.follow(&open, &self.udp, &self.workers);
         if let Some(snapshot) = self.engine.take_snapshot() {
             self.snapshot.store(snapshot);
             for worker in &self.workers {
@@ -158,14 +165,17 @@ impl EngineThread {
         }
         while let Some(transmit) = self.engine.poll_transmit() {
             // Probes that are too large for the interface are how its size is found out; nothing to count.
-            if self
-                .udp
-                .send_run(transmit.to, &transmit.bytes, transmit.bytes.len())
-                .is_err()
-            {
+            let socket = self.sockets.of(transmit.hop, &self.udp);
+            let sent = socket.is_some_and(|socket| {
+                socket
+                    .send_run(transmit.hop.to, &transmit.bytes, transmit.bytes.len())
+                    .is_ok()
+            });
+            if !sent {
                 self.counters.count(Counter::EngineUnsent);
             }
         }
+        self.sockets.follow(&close, &self.udp, &self.workers);
         while let Some((port, frame)) = self.engine.poll_frame() {
             if !self
                 .taps

@@ -17,6 +17,7 @@ mod data_plane;
 mod engine_thread;
 mod moderation;
 pub mod service;
+mod sockets;
 mod steer;
 mod tap;
 mod tap_ioctl;

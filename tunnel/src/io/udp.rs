@@ -81,6 +81,13 @@ impl UdpPort {
         })
     }
 
+    /// Another one at the same address, on any port.
+    pub(super) fn bind_beside(&self) -> io::Result<Self> {
+        let mut listen = self.local_addr()?;
+        listen.set_port(0);
+        Self::bind_exactly(listen, false)
+    }
+
     /// The socket itself, for epoll.
     pub(super) const fn socket(&self) -> &UdpSocket {
         &self.socket

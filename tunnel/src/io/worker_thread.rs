@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -18,13 +17,14 @@ use tracing::warn;
 
 use super::batch::{RunSink, SendBatch};
 use super::moderation::Moderation;
+use super::sockets::Sockets;
 use super::tap::{ReadBuffer, TapQueue};
 use super::udp::{ReceiveBuffers, TURN_BYTES, UdpPort, Unsent};
 use super::wake::Wake;
 use crate::offload::{Offload, UDP_SEGMENTS_MAX};
 use crate::snapshot::Snapshot;
 use crate::stats::{Counter, Counters};
-use crate::worker::{Output, Report, Worker};
+use crate::worker::{Hop, Output, Report, Worker};
 
 /// Frames of one TAP in one turn, so that no TAP starves the others or the socket.
 const FRAMES_PER_TURN: usize = 128;
@@ -39,10 +39,11 @@ const JOINED_IN_TIME: usize = 8;
 pub(super) const HAND_OVER_MAX: usize = 512;
 /// How often the shell's own counters are told at most.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// Names of descriptors in epoll: the socket, the wake, and from here on the ports.
+/// Names of descriptors in epoll: the socket, the wake, from here on the ports, and behind them further sockets.
 const UDP: u64 = 0;
 const WAKE: u64 = 1;
 const FIRST_PORT: u64 = 2;
+const FIRST_SOCKET: u64 = 1 << 32;
 
 /// What a worker is told.
 pub(super) enum ToWorker {
@@ -50,6 +51,8 @@ pub(super) enum ToWorker {
     Attach { port: PortId, queue: TapQueue },
     /// A port is gone. `_done` is dropped once its descriptor is.
     Detach { port: PortId, _done: Sender<()> },
+    /// Sockets beside the data port's, opened or (`None`) closed.
+    Sockets(Vec<(u16, Option<Arc<UdpPort>>)>),
     /// End.
     Stop,
 }
@@ -132,11 +135,14 @@ pub(super) struct WorkerThread {
     frame: ReadBuffer,
     /// Whether every TAP takes super-frames of UDP.
     takes_uso: bool,
+    /// The first worker receives on further sockets.
+    is_first: bool,
 }
 
 /// Everything that the worker's output goes to.
 struct Shell {
     udp: Arc<UdpPort>,
+    sockets: Sockets,
     batch: SendBatch,
     taps: BTreeMap<PortId, TapQueue>,
     reports: Sender<Report>,
@@ -175,6 +181,7 @@ impl WorkerThread {
         let batch = SendBatch::new(udp.segments_max());
         let shell = Shell {
             udp,
+            sockets: Sockets::default(),
             batch,
             taps: BTreeMap::new(),
             reports,
@@ -195,6 +202,7 @@ impl WorkerThread {
             received: ReceiveBuffers::new(),
             frame: ReadBuffer::new(),
             takes_uso: false,
+            is_first: index == 0,
         })
     }
 
@@ -220,13 +228,16 @@ impl WorkerThread {
             let now = Instant::now();
             for event in &events[..ready] {
                 match event.data.u64() {
-                    UDP => self.drain_socket(now),
+                    UDP => self.drain_socket(0, now),
                     WAKE => {
                         if self.drain_inbox(now).is_break() {
                             return;
                         }
                     }
-                    port => self.drain_tap(PortId((port - FIRST_PORT) as u16), now),
+                    port @ FIRST_PORT..FIRST_SOCKET => {
+                        self.drain_tap(PortId((port - FIRST_PORT) as u16), now);
+                    }
+                    socket => self.drain_socket((socket - FIRST_SOCKET) as u16, now),
                 }
             }
             if self.worker.poll_timeout().is_some_and(|(at, _)| at <= now) {
@@ -253,7 +264,8 @@ impl WorkerThread {
         })
     }
 
-    fn drain_socket(&mut self, now: Instant) {
+    /// Receives on the data port's socket, which is number 0, or on a further one.
+    fn drain_socket(&mut self, number: u16, now: Instant) {
         let Self {
             worker,
             shell,
@@ -261,7 +273,14 @@ impl WorkerThread {
             takes_uso,
             ..
         } = self;
-        match shell.udp.receive(received) {
+        let result = if number == 0 {
+            shell.udp.receive(received)
+        } else if let Some(socket) = shell.sockets.get(number) {
+            socket.receive(received)
+        } else {
+            return; // closed in this turn
+        };
+        match result {
             Ok(count) => {
                 if count >= BEHIND_RUNS {
                     shell.moderation.note_more();
@@ -275,8 +294,9 @@ impl WorkerThread {
                     (true, BEHIND_RUNS..) => UDP_SEGMENTS_MAX,
                     (true, _) => JOINED_IN_TIME,
                 });
-                received.for_each(count, |from, datagram| {
-                    worker.handle_datagram(from, datagram, now, shell)
+                received.for_each(count, |from, datagram| match number {
+                    0 => worker.handle_datagram(from, datagram, now, shell),
+                    _ => worker.handle_punched(number, from, datagram, now, shell),
                 });
                 worker.end_turn(now, shell);
             }
@@ -331,6 +351,12 @@ impl WorkerThread {
                     self.stop_reading(port);
                     self.shell.taps.remove(&port);
                 }
+                ToWorker::Sockets(changes) => {
+                    let epoll = self
+                        .is_first
+                        .then_some((&self.epoll, |socket| FIRST_SOCKET + u64::from(socket)));
+                    self.shell.sockets.apply(changes, epoll);
+                }
                 ToWorker::Stop => return std::ops::ControlFlow::Break(()),
             }
         }
@@ -370,11 +396,16 @@ impl Shell {
     fn end_turn(&mut self, now: Instant) {
         let Self {
             udp,
+            sockets,
             batch,
             counters,
             ..
         } = self;
-        batch.flush(&mut CountingSink { udp, counters });
+        batch.flush(&mut CountingSink {
+            udp,
+            sockets,
+            counters,
+        });
         for (index, other) in self.others.iter().enumerate() {
             if self.to_wake & (1 << index) != 0 {
                 other.wake.ring();
@@ -388,7 +419,7 @@ impl Shell {
             self.tell_at = None;
             let dropped = self.udp.dropped();
             let before = std::mem::replace(&mut self.dropped_told, dropped);
-            let behind = dropped.wrapping_sub(before);
+            let behind = dropped.wrapping_sub(before) + self.sockets.newly_dropped();
             self.counters.add(Counter::DropUdpBehind, behind.into());
             if let Some(counted) = self.counters.take()
                 && let Err(TrySendError::Full(Report::Counted(kept))) =
@@ -402,14 +433,20 @@ impl Shell {
 }
 
 impl Output for Shell {
-    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
+    fn transmit(&mut self, hop: Hop, len: usize) -> &mut [u8] {
         let Self {
             udp,
+            sockets,
             batch,
             counters,
             ..
         } = self;
-        batch.push(to, len, &mut CountingSink { udp, counters })
+        let mut sink = CountingSink {
+            udp,
+            sockets,
+            counters,
+        };
+        batch.push(hop, len, &mut sink)
     }
 
     fn deliver(&mut self, port: PortId, frame: &[u8], offload: Offload) {
@@ -441,12 +478,17 @@ impl Output for Shell {
 /// Sends runs and counts those that do not leave.
 struct CountingSink<'a> {
     udp: &'a UdpPort,
+    sockets: &'a Sockets,
     counters: &'a mut Counters,
 }
 
 impl RunSink for CountingSink<'_> {
-    fn send_run(&mut self, to: SocketAddr, bytes: &[u8], segment: usize) {
-        if let Err((lost, why)) = self.udp.send_run(to, bytes, segment) {
+    fn send_run(&mut self, hop: Hop, bytes: &[u8], segment: usize) {
+        let Some(socket) = self.sockets.of(hop, self.udp) else {
+            let lost = bytes.len().div_ceil(segment.max(1)) as u64;
+            return self.counters.add(Counter::DropUdpFailed, lost); // just closed
+        };
+        if let Err((lost, why)) = socket.send_run(hop.to, bytes, segment) {
             let counter = match why {
                 Unsent::Full => Counter::DropUdpFull,
                 Unsent::TooLarge => Counter::DropUdpTooLarge,

@@ -3,6 +3,7 @@
 
 use super::selection::Tier;
 use super::{CANDIDATES_MAX, ControlMessage, RelayReach};
+use crate::stun::NatBehaviour;
 use overlay_types::{Candidate, PathAddr, PeerId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,12 +27,16 @@ pub(super) struct Candidates {
     local: Vec<Candidate>,
     /// How we reach the relays where we are bound.
     relays: BTreeMap<PeerId, RelayReach>,
+    /// What our NAT does.
+    local_nat: NatBehaviour,
     generation: u32,
     telling: Option<Telling>,
     /// From the signed node record.
     recorded: Vec<Candidate>,
     /// Told in person over the session, so fresher.
     told: Vec<Candidate>,
+    /// What the peer's NAT does, as it said last.
+    told_nat: NatBehaviour,
     told_generation: Option<u32>,
 }
 
@@ -68,6 +73,53 @@ impl Candidates {
         moved.collect()
     }
 
+    /// Says whether that is new to the peer.
+    pub(super) fn set_local_nat(&mut self, nat: NatBehaviour) -> bool {
+        // Whether it hairpins is known last, and tells a peer nothing.
+        let nat = NatBehaviour {
+            hairpin: None,
+            ..nat
+        };
+        let changed = nat != self.local_nat;
+        if changed {
+            self.generation = self.generation.wrapping_add(1);
+            self.local_nat = nat;
+        }
+        changed
+    }
+
+    /// What our NAT does, and the peer's.
+    pub(super) const fn nats(&self) -> (&NatBehaviour, &NatBehaviour) {
+        (&self.local_nat, &self.told_nat)
+    }
+
+    /// How many ways in we list.
+    pub(super) const fn local_count(&self) -> usize {
+        self.local.len()
+    }
+
+    /// Where the outside sees the peer, if its NAT maps alike for everybody.
+    pub(super) fn outside(&self) -> Vec<SocketAddr> {
+        let mut found = Vec::new();
+        for candidate in self.told.iter().chain(&self.recorded) {
+            if let Candidate::Reflexive(addr) | Candidate::Mapped(addr) = *candidate
+                && self.is_sane(addr)
+                && !found.contains(&addr)
+            {
+                found.push(addr);
+            }
+        }
+        if found.is_empty() {
+            // A firewall instead of a NAT.
+            let hosts = self.told.iter().filter_map(|candidate| match candidate {
+                Candidate::Host(addr) if self.is_sane(*addr) => Some(*addr),
+                _ => None,
+            });
+            found.extend(hosts);
+        }
+        found
+    }
+
     /// Says whether the list is a new one.
     pub(super) fn set_recorded(&mut self, list: &[Candidate]) -> bool {
         let list: Vec<_> = list.iter().take(CANDIDATES_MAX).copied().collect();
@@ -77,7 +129,12 @@ impl Candidates {
     }
 
     /// A list came over the session; `None` when it is an old one, else whether it differs from the last.
-    pub(super) fn handle_told(&mut self, generation: u32, list: Vec<Candidate>) -> Option<bool> {
+    pub(super) fn handle_told(
+        &mut self,
+        generation: u32,
+        nat: NatBehaviour,
+        list: Vec<Candidate>,
+    ) -> Option<bool> {
         if self
             .told_generation
             .is_some_and(|known| (generation.wrapping_sub(known) as i32) < 0)
@@ -85,8 +142,8 @@ impl Candidates {
             return None;
         }
         self.told_generation = Some(generation);
-        let changed = list != self.told;
-        self.told = list;
+        let changed = (&list, nat) != (&self.told, self.told_nat);
+        (self.told, self.told_nat) = (list, nat);
         Some(changed)
     }
 
@@ -136,6 +193,7 @@ impl Candidates {
         ControlMessage::Candidates {
             generation: self.generation,
             punch,
+            nat: self.local_nat,
             list: self.local.clone(),
         }
     }
@@ -204,7 +262,7 @@ impl Candidates {
     }
 
     /// Addresses that a confused or hostile peer could list to make us talk to what is not a peer.
-    fn is_sane(&self, addr: SocketAddr) -> bool {
+    pub(super) fn is_sane(&self, addr: SocketAddr) -> bool {
         let ip = addr.ip();
         let is_link_local = matches!(ip, std::net::IpAddr::V6(v6) if v6.is_unicast_link_local());
         let is_broadcast = matches!(ip, std::net::IpAddr::V4(v4) if v4.is_broadcast());
@@ -243,7 +301,11 @@ mod tests {
     fn ways_in_are_bounded_and_relays_come_first() {
         let mut c = Candidates::default();
         c.set_recorded(&(0..16).map(host).collect::<Vec<_>>());
-        c.handle_told(1, vec![host(1), relayed("198.51.100.1:7000", 5)]);
+        c.handle_told(
+            1,
+            NatBehaviour::default(),
+            vec![host(1), relayed("198.51.100.1:7000", 5)],
+        );
         let remote = c.remote();
         assert_eq!(remote[0].1, Tier::Relay);
         assert_eq!(remote.len(), 1 + CANDIDATES_MAX - RELAYED_MAX);
@@ -300,11 +362,23 @@ mod tests {
     #[test]
     fn an_old_list_does_not_replace_a_newer_one() {
         let mut c = Candidates::default();
-        assert_eq!(c.handle_told(7, vec![host(1)]), Some(true));
-        assert_eq!(c.handle_told(6, vec![host(2)]), None);
-        assert_eq!(c.handle_told(7, vec![host(1)]), Some(false));
+        assert_eq!(
+            c.handle_told(7, NatBehaviour::default(), vec![host(1)]),
+            Some(true)
+        );
+        assert_eq!(
+            c.handle_told(6, NatBehaviour::default(), vec![host(2)]),
+            None
+        );
+        assert_eq!(
+            c.handle_told(7, NatBehaviour::default(), vec![host(1)]),
+            Some(false)
+        );
         c.handle_session_up();
-        assert_eq!(c.handle_told(1, vec![host(3)]), Some(true));
+        assert_eq!(
+            c.handle_told(1, NatBehaviour::default(), vec![host(3)]),
+            Some(true)
+        );
     }
 
     #[test]

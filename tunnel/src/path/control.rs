@@ -1,6 +1,7 @@
 //! What two path agents say to each other inside the session, on the control lane.
 //! Sealing, padding and sending is the engine's.
 
+use crate::stun::NatBehaviour;
 use overlay_types::Candidate;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -29,6 +30,8 @@ pub enum ControlMessage {
         generation: u32,
         /// Asks the receiver to probe every pair now: the sender does the same at this moment.
         punch: bool,
+        /// What the NAT in front of the sender does.
+        nat: NatBehaviour,
         /// At most [`CANDIDATES_MAX`].
         #[serde(deserialize_with = "at_most_candidates_max")]
         list: Vec<Candidate>,
@@ -50,6 +53,23 @@ pub enum ControlMessage {
     },
     /// "I end this session": its keys are forgotten.
     Bye,
+    /// "The next mappings that my NAT gives to a socket of mine": the one after `base` is `step` further on, and so on. It
+    /// holds for a second or so, and is never published.
+    Foretold {
+        /// Counts the sender's sockets of this kind.
+        number: u32,
+        /// The last mapping.
+        base: SocketAddr,
+        /// From one port to the next.
+        step: i16,
+    },
+    /// "Now we try ports by chance": the sender has begun its part, and asks for the receiver's.
+    ByChance {
+        /// Of the try; the same on both sides.
+        number: u32,
+    },
+    /// Nothing but its length, which pays for probes that the sender wants.
+    Credit,
 }
 
 impl ControlMessage {
@@ -105,6 +125,7 @@ mod tests {
         ControlMessage::Candidates {
             generation: 1,
             punch: true,
+            nat: NatBehaviour::default(),
             list,
         }
     }

@@ -1,13 +1,20 @@
 //! Which way a peer is reached: one [`PathAgent`] per peer and network probes every way in, picks the best that works,
 //! and moves on when it fails. It knows no keys: the engine seals what it wants to say, and tells it what arrived.
 
+mod allowance;
 mod candidates;
+mod chance;
 mod control;
+mod credit;
+mod foretell;
 mod moves;
 mod mtu;
+mod passage;
 mod probe;
 mod punch;
+mod rounds;
 mod selection;
+mod sockets;
 mod table;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
@@ -15,14 +22,23 @@ mod tests;
 mod watch;
 
 pub use control::{CANDIDATES_MAX, ControlMessage};
+pub use passage::Passage;
+pub use sockets::SocketWish;
 
+use crate::stun::NatBehaviour;
+use allowance::Allowance;
 use candidates::Candidates;
+use chance::Chance;
+use credit::Credit;
+use foretell::Foretelling;
 use overlay_types::{Candidate, PathAddr, PeerId};
 use probe::{InFlight, Path, ProbesInFlight};
-use punch::{Due, Punching, Want};
+use punch::Punching;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use selection::{Tier, is_better};
+use rounds::want;
+use selection::is_better;
+use sockets::Sockets;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -53,12 +69,16 @@ const FLOWS_FOR: Duration = Duration::from_secs(10);
 /// Peers that nobody is eager for are let go this long after the last traffic.
 const KEPT_FOR: Duration = Duration::from_secs(300);
 
-/// Smallest distance of two challenges to a source address: each answers a datagram from there, so that an address
-/// which the peer does not own gets no more from us than the peer spent.
+/// Smallest distance of two challenges to a source address from which more datagrams come than are worth one each.
 const CHALLENGE_EVERY: Duration = Duration::from_millis(200);
 
 /// Other addresses of ours that a peer may report; more than a few is nonsense.
 const OBSERVED_MAX: usize = 4;
+
+/// Attempts to foretell ports that may follow each other, and how fast the allowance comes back: each takes a dozen mappings
+/// of our NAT, and the peer can ask for one.
+const ATTEMPTS_BURST: u32 = 6;
+const ATTEMPT_REFILL: Duration = Duration::from_secs(4);
 
 /// How a relay is reached where we are bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +143,8 @@ pub struct PathStats {
     pub sources_refused: u64,
     /// Messages dropped because the engine did not take them.
     pub transmits_dropped: u64,
+    /// Messages to addresses that proved nothing which were not sent because the peer had not paid for them.
+    pub withheld: u64,
 }
 
 /// Chooses the path to one peer.
@@ -140,8 +162,16 @@ pub struct PathAgent {
     eager: bool,
     paths: BTreeMap<PathAddr, Path>,
     current: Option<PathAddr>,
+    /// How the session came, while that is to be proved.
+    first: Option<PathAddr>,
     in_flight: ProbesInFlight,
     punching: Punching,
+    credit: Credit,
+    foretelling: Foretelling,
+    attempts: Allowance,
+    chance: Chance,
+    sockets: Sockets,
+    wishes: VecDeque<SocketWish>,
     watch: Option<Watch>,
     /// When data left on the path in use that nothing has been heard after.
     unanswered_since: Option<Instant>,
@@ -168,8 +198,15 @@ impl PathAgent {
             eager: true,
             paths: BTreeMap::new(),
             current: None,
+            first: None,
             in_flight: ProbesInFlight::default(),
             punching: Punching::new(now),
+            credit: Credit::default(),
+            foretelling: Foretelling::default(),
+            attempts: Allowance::new(ATTEMPTS_BURST, ATTEMPT_REFILL, now),
+            chance: Chance::default(),
+            sockets: Sockets::default(),
+            wishes: VecDeque::new(),
             watch: None,
             unanswered_since: None,
             traffic_at: None,
@@ -206,6 +243,44 @@ impl PathAgent {
         }
     }
 
+    /// What the NAT in front of us does, told to the peer while there is a session.
+    pub fn set_local_nat(&mut self, nat: NatBehaviour, now: Instant) {
+        if self.candidates.set_local_nat(nat) && self.is_up {
+            self.chance.forgive();
+            self.call(now);
+        }
+    }
+
+    /// What the two NATs allow, as far as is known.
+    pub fn passage(&self) -> Passage {
+        let (ours, theirs) = self.candidates.nats();
+        Passage::between(ours, theirs)
+    }
+
+    /// So many bytes of the peer's came in this session, with the headers of UDP and IP: it may make us send as many to
+    /// addresses that have proved nothing. Tell before the datagram itself.
+    pub fn count_received(&mut self, bytes: u64) {
+        self.credit.earn(bytes);
+    }
+
+    /// So many bytes went to the peer in this session beside control messages.
+    pub fn count_sent(&mut self, bytes: u64) {
+        self.credit.note_paid(bytes);
+    }
+
+    /// Whether a message may go there: an address that has proved nothing gets no more than the peer sent. If so, it
+    /// counts as sent.
+    pub fn afford(&mut self, to: PathAddr, msg: &ControlMessage, pad_to: Option<u16>) -> bool {
+        let bytes = credit::message_bytes(to, msg, pad_to);
+        if self.paths.get(&to).is_some_and(|path| path.validated) {
+            self.credit.note_paid(bytes);
+            return true;
+        }
+        let affords = self.credit.spend(bytes);
+        self.stats.withheld += u64::from(!affords);
+        affords
+    }
+
     /// How often a quiet path is to be refreshed, for the NAT in front of us.
     pub fn set_keepalive(&mut self, every: Duration) {
         self.keepalive = every;
@@ -216,18 +291,24 @@ impl PathAgent {
         self.eager = eager;
     }
 
-    /// A session was established over `via`: it carries data at once, and everything else is probed.
-    /// Called again for every new session that replaces one.
-    pub fn handle_session_up(&mut self, via: PathAddr, now: Instant) {
+    /// A session was established over `via`, and everything else is probed. `is_proven` says whether the peer was seen to
+    /// receive there: then it carries data at once, else after it answered a probe. Called again for every new session that
+    /// replaces one.
+    pub fn handle_session_up(&mut self, via: PathAddr, is_proven: bool, now: Instant) {
         let had_path = std::mem::replace(&mut self.is_up, true) && self.current.is_some();
         self.candidates.handle_session_up();
+        self.foretelling.forget_peer();
         self.sync_paths();
         self.learn(via);
         let Some(path) = self.paths.get_mut(&via) else {
             return;
         }; // refused only when all are proven: one is in use
-        path.proven = true;
         path.heard_at = Some(now);
+        path.validated |= is_proven;
+        path.proven |= path.validated;
+        if !path.validated {
+            return self.prove_first(via, now);
+        }
         match self.current {
             None => self.switch_to(via, now),
             Some(current) if current == via => self.watch = None,
@@ -249,14 +330,30 @@ impl PathAgent {
         }
     }
 
+    /// A session came from an address that may be somebody else's: it is asked before anything else goes there.
+    fn prove_first(&mut self, via: PathAddr, now: Instant) {
+        self.probe(via, None, now);
+        if self.current.is_some() {
+            self.doubt(now);
+            self.tell(false, now);
+        } else {
+            self.first = Some(via);
+            self.probe_everything(now);
+        }
+    }
+
     /// The session is gone, and with it all that was proved.
     pub fn handle_session_down(&mut self, _now: Instant) {
         self.is_up = false;
         self.candidates.handle_session_down();
         self.paths.clear();
-        self.current = None;
+        (self.current, self.first) = (None, None);
         self.in_flight.clear();
         self.punching.stop();
+        self.foretelling.stop();
+        self.chance.stop();
+        self.close_sockets();
+        self.credit = Credit::default();
         self.watch = None;
         self.unanswered_since = None;
         self.keepalive_at = None;
@@ -313,6 +410,7 @@ impl PathAgent {
             ControlMessage::Candidates {
                 generation,
                 punch,
+                nat,
                 list,
             } => {
                 self.handle_received(from, now);
@@ -322,7 +420,11 @@ impl PathAgent {
                     None,
                     now,
                 );
-                let changed = self.candidates.handle_told(generation, list);
+                let passage = self.passage();
+                let changed = self.candidates.handle_told(generation, nat, list);
+                if self.passage() != passage {
+                    self.chance.forgive();
+                }
                 if changed == Some(true) || (punch && changed.is_some()) {
                     self.probe_everything(now);
                 }
@@ -331,8 +433,17 @@ impl PathAgent {
                 self.handle_received(from, now);
                 self.candidates.handle_seen(generation);
             }
+            ControlMessage::Foretold { number, base, step } => {
+                self.handle_received(from, now);
+                self.handle_foretold(number, base, step, now);
+            }
+            ControlMessage::ByChance { number } => {
+                self.handle_received(from, now);
+                self.handle_by_chance(number, now);
+            }
             ControlMessage::Ping { .. }
             | ControlMessage::PingReply { .. }
+            | ControlMessage::Credit
             | ControlMessage::Bye => {
                 self.handle_received(from, now);
             }
@@ -356,6 +467,7 @@ impl PathAgent {
         let Some(current) = self.current else { return };
         self.unanswered_since.get_or_insert(now);
         self.refresh_keepalive(now);
+        self.note_relayed_traffic(now);
         // Nothing kept this path alive: it may have died long ago.
         if self.paths[&current]
             .silent_for(now)
@@ -376,6 +488,9 @@ impl PathAgent {
         }
         self.continue_watch(now);
         self.continue_round(now);
+        self.continue_foretelling(now);
+        self.continue_chance(now);
+        self.continue_sockets(now);
         if let Some(list) = self.candidates.handle_timeout(now)
             && let Some(current) = self.current
         {
@@ -403,6 +518,9 @@ impl PathAgent {
                 self.punching.due(|at| want(tier, self.traffic_at, at)),
                 "probe candidates",
             ),
+            (self.foretelling.due(), "foretell ports"),
+            (self.chance.due(), "try ports by chance"),
+            (self.sockets.due(), "close sockets"),
             (self.candidates.due(), "repeat candidates"),
             (sizes, "probe path size"),
             (self.keepalive_at, "keep path alive"),
@@ -480,57 +598,11 @@ impl PathAgent {
         if let Some(size) = probe.size {
             path.mtu.handle_answer(size, now);
         }
-        if let Some(addr) = observed {
+        // Another socket's mapping is of no use to others.
+        if let (Some(addr), PathAddr::Direct(_)) = (observed, probe.path) {
             self.note_observed(addr);
         }
         self.consider(probe.path, now);
-    }
-
-    fn continue_round(&mut self, now: Instant) {
-        let tier = self.current.map(|addr| self.paths[&addr].tier);
-        let traffic_at = self.traffic_at;
-        let due = self
-            .punching
-            .handle_timeout(|at| want(tier, traffic_at, at), now, &mut self.rng);
-        match due {
-            Some(Due::Probe { since }) => {
-                // One that answered and is still not in use may be waiting for its hold-down to end.
-                let is_open =
-                    |p: &Path| !p.answered_since(since) || tier.is_some_and(|t| p.tier < t);
-                let open = self
-                    .paths
-                    .iter()
-                    .filter(|(_, p)| is_open(p) && (!p.learned || p.proven));
-                let open: Vec<_> = open.map(|(addr, _)| *addr).collect();
-                for addr in open {
-                    self.probe(addr, None, now);
-                }
-            }
-            Some(Due::Call) => self.call(now),
-            Some(Due::Search) => self.probe_everything(now),
-            None => {}
-        }
-    }
-
-    /// Tells the peer our ways in, and both begin a round.
-    fn call(&mut self, now: Instant) {
-        self.tell(true, now);
-        self.probe_everything(now);
-    }
-
-    fn tell(&mut self, punch: bool, now: Instant) {
-        let list = self.candidates.tell(punch, now);
-        if let Some(current) = self.current {
-            self.send(current, list, None, now);
-        }
-    }
-
-    fn probe_everything(&mut self, now: Instant) {
-        self.sync_paths();
-        if self.punching.start(now) {
-            self.stats.rounds += 1;
-            self.continue_round(now);
-        }
     }
 
     /// Searches on every path that works, and confirms what was found on the one in use.
@@ -594,17 +666,28 @@ impl PathAgent {
 
     fn probe(&mut self, path: PathAddr, size: Option<u16>, now: Instant) {
         let id = self.rng.random();
-        self.in_flight.push(InFlight {
-            id,
-            path,
-            sent_at: now,
-            size,
-        });
-        self.stats.probes_sent += 1;
-        self.send(path, ControlMessage::Probe { id }, size, now);
+        if self.send(path, ControlMessage::Probe { id }, size, now) {
+            self.stats.probes_sent += 1;
+            self.in_flight.push(InFlight {
+                id,
+                path,
+                sent_at: now,
+                size,
+            });
+        }
     }
 
-    fn send(&mut self, to: PathAddr, msg: ControlMessage, pad_to: Option<u16>, now: Instant) {
+    /// Says whether it may be sent.
+    fn send(
+        &mut self,
+        to: PathAddr,
+        msg: ControlMessage,
+        pad_to: Option<u16>,
+        now: Instant,
+    ) -> bool {
+        if !self.afford(to, &msg, pad_to) {
+            return false;
+        }
         if self.current == Some(to) {
             self.refresh_keepalive(now);
         }
@@ -613,6 +696,7 @@ impl PathAgent {
             self.stats.transmits_dropped += 1;
         }
         self.transmits.push_back(PathTransmit { to, msg, pad_to });
+        true
     }
 
     fn push_event(&mut self, event: PathEvent) {
@@ -625,15 +709,6 @@ impl PathAgent {
 
 fn silence_max(rtt: Option<Duration>) -> Duration {
     SILENCE_MAX + 2 * rtt.unwrap_or_default()
-}
-
-/// What more rounds at that time would be good for, on a path of `tier`.
-fn want(tier: Option<Tier>, traffic_at: Option<Instant>, at: Instant) -> Want {
-    match tier {
-        None => Want::Any,
-        Some(tier) if tier.is_relayed() && is_in_use(traffic_at, at) => Want::Better,
-        Some(_) => Want::Nothing,
-    }
 }
 
 fn flows(traffic_at: Option<Instant>, at: Instant) -> bool {

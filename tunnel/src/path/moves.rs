@@ -134,7 +134,7 @@ impl PathAgent {
     }
 
     pub(super) fn switch_to(&mut self, addr: PathAddr, now: Instant) {
-        self.current = Some(addr);
+        (self.current, self.first) = (Some(addr), None);
         self.stats.changes += 1;
         self.watch = None;
         self.unanswered_since = None;

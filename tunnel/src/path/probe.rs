@@ -24,6 +24,8 @@ pub(super) struct Path {
     pub(super) learned: bool,
     /// Somebody with the session's keys answers there.
     pub(super) proven: bool,
+    /// Somebody with the session's keys has answered there at some time: what goes there hits nobody else.
+    pub(super) validated: bool,
     pub(super) rtt: Option<Duration>,
     pub(super) samples: u32,
     pub(super) answered_at: Option<Instant>,
@@ -46,6 +48,7 @@ impl Path {
             tier,
             learned,
             proven: false,
+            validated: false,
             rtt: None,
             samples: 0,
             answered_at: None,
@@ -63,6 +66,7 @@ impl Path {
         self.rtt = Some(self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8)); // RFC 6298's weight
         self.samples = self.samples.saturating_add(1);
         self.proven = true;
+        self.validated = true;
         self.answered_at = Some(now);
     }
 

@@ -1,13 +1,14 @@
 //! When to probe every pair: in rounds that both sides begin together, dense at first so that both NATs open, then
 //! rarely, within a budget. What is probed is the agent's.
 
+use super::allowance::Allowance;
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
 use std::time::{Duration, Instant};
 
 /// When the probes of one round leave, after its beginning. The peer's round begins within a one-way delay of ours,
 /// so some of the first find both NATs open; the last ones are for NATs that hold a first refusal against us.
-const STEPS: [Duration; 9] = [
+pub(super) const STEPS: [Duration; 9] = [
     Duration::ZERO,
     Duration::from_millis(100),
     Duration::from_millis(200),
@@ -39,8 +40,7 @@ pub(super) struct Punching {
     retry_at: Option<Instant>,
     retries: u32,
     searches: u32,
-    allowance: u32,
-    refilled_at: Instant,
+    allowance: Allowance,
 }
 
 #[derive(Debug)]
@@ -73,32 +73,20 @@ pub(super) enum Want {
 
 impl Punching {
     pub(super) fn new(now: Instant) -> Self {
-        let refilled_at = now;
         Self {
             round: None,
             retry_at: None,
             retries: 0,
             searches: 0,
-            allowance: ROUNDS_BURST,
-            refilled_at,
+            allowance: Allowance::new(ROUNDS_BURST, ROUND_REFILL, now),
         }
     }
 
     /// Begins a round unless the allowance is spent, in which case a running one goes on.
     pub(super) fn start(&mut self, now: Instant) -> bool {
-        let refills =
-            now.saturating_duration_since(self.refilled_at).as_secs() / ROUND_REFILL.as_secs();
-        if refills > 0 {
-            self.allowance = self
-                .allowance
-                .saturating_add(refills.min(u64::from(ROUNDS_BURST)) as u32)
-                .min(ROUNDS_BURST);
-            self.refilled_at = now;
-        }
-        if self.allowance == 0 {
+        if !self.allowance.take(now) {
             return false;
         }
-        self.allowance -= 1;
         self.round = Some(Round {
             started: now,
             step: 0,

@@ -72,6 +72,7 @@ impl PathAgent {
             let known = self.paths.entry(moved).or_insert(fresh);
             known.tier = tier;
             known.proven |= path.proven;
+            known.validated |= path.validated;
             if self.current == Some(addr) {
                 known.heard_at = Some(now);
                 self.switch_to(moved, now);

@@ -22,6 +22,11 @@ const SERVERS_MAX: usize = 8;
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
 const TRIES_MAX: u32 = 4;
 
+/// The same for the question whose usual answer is silence, to a server that has just answered another one: 2.1 s in all.
+/// What the NAT does is not told to peers before.
+const FILTERING_WAIT: Duration = Duration::from_millis(300);
+const FILTERING_TRIES_MAX: u32 = 3;
+
 /// The first server that answered is asked this often at least, which keeps the NAT's mapping and notices a new one.
 const KEEP_EVERY: Duration = Duration::from_secs(25);
 
@@ -55,6 +60,8 @@ pub struct StunClient {
 struct Server {
     addr: SocketAddr,
     seen: Option<Sighting>,
+    /// Its other address (RFC 5780 §7.4).
+    other: Option<SocketAddr>,
     next_at: Instant,
 }
 
@@ -128,6 +135,7 @@ impl StunClient {
             self.servers.push(known.unwrap_or(Server {
                 addr,
                 seen: None,
+                other: None,
                 next_at: now,
             }));
         }
@@ -266,8 +274,12 @@ impl StunClient {
             .collect();
         for transaction in due {
             let question = self.questions.get_mut(&transaction).expect("listed above");
-            if question.tries < TRIES_MAX {
-                question.next_at = now + ANSWER_WAIT * (1 << question.tries);
+            let (tries_max, wait) = match question.aim {
+                Aim::Filtering { .. } => (FILTERING_TRIES_MAX, FILTERING_WAIT),
+                Aim::Plain | Aim::Mapping { .. } | Aim::Hairpin => (TRIES_MAX, ANSWER_WAIT),
+            };
+            if question.tries < tries_max {
+                question.next_at = now + wait * (1 << question.tries);
                 question.tries += 1;
                 let bytes = encode_request(transaction, change_of(question));
                 self.transmits.push_back((question.to, bytes));
@@ -314,6 +326,20 @@ impl StunClient {
         seen
     }
 
+    /// Where to ask from other sockets: IPv4 servers that answered, first by their main addresses, then by their others.
+    pub fn sample_servers(&self) -> Vec<SocketAddr> {
+        let answered = self.servers.iter().filter(|s| s.seen.is_some());
+        let main = answered.clone().map(|s| s.addr);
+        let other = answered.filter_map(|s| s.other);
+        let mut servers: Vec<SocketAddr> = Vec::new();
+        for addr in main.chain(other) {
+            if addr.is_ipv4() && !servers.contains(&addr) {
+                servers.push(addr);
+            }
+        }
+        servers
+    }
+
     /// What is known of the NAT.
     pub fn behaviour(&self) -> NatBehaviour {
         self.behaviour
@@ -350,6 +376,12 @@ impl StunClient {
                 ASK_EVERY
             };
         let Some(mapped) = reply.mapped else { return };
+        server.other = reply.other.map(|mut other| {
+            if other.ip().is_unspecified() {
+                other.set_ip(to.ip());
+            }
+            other
+        });
         let before = server.reflexive();
         if before != Some(mapped) {
             server.seen = Some(Sighting {
@@ -382,10 +414,9 @@ impl StunClient {
         // NATs are IPv4's: a host that has it is tested by it, whichever server answers first.
         let shows_nat = to.is_ipv4() || !self.host.iter().any(SocketAddr::is_ipv4);
         let is_due = shows_nat && self.test == Test::Waiting;
-        if let Some(mut other) = reply.other.filter(|_| is_due) {
-            if other.ip().is_unspecified() {
-                other.set_ip(to.ip());
-            }
+        let server = self.servers.iter().find(|s| s.addr == to);
+        let other = server.and_then(|server| server.other);
+        if let Some(other) = other.filter(|_| is_due) {
             self.test = Test::Running;
             self.ask(to, Aim::Filtering { from: other, other }, now);
         }

@@ -5,6 +5,7 @@ mod client;
 mod codec;
 mod lifetime;
 mod nat;
+mod sampler;
 mod server;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
@@ -12,7 +13,9 @@ mod tests;
 
 pub use client::StunClient;
 pub use lifetime::{LifetimeProbe, MappingLifetime, ProbeSocket};
+pub(crate) use nat::STEP_MAX;
 pub use nat::{NatBehaviour, NatRule, PortAssignment};
+pub use sampler::{PortSampler, Sampled};
 pub use server::{StunAnswer, server_answer};
 
 use std::net::SocketAddr;

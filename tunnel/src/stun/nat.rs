@@ -1,5 +1,6 @@
 //! What a NAT does, in the words of RFC 4787, judged from where STUN servers saw us (RFC 5780 §4).
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -8,10 +9,10 @@ use std::time::{Duration, Instant};
 const BURST: Duration = Duration::from_secs(20);
 
 /// The largest distance between ports that were handed out one after the other. Other hosts' connections may lie between.
-const STEP_MAX: u32 = 16;
+pub(crate) const STEP_MAX: u32 = 16;
 
 /// What a NAT's mapping or filtering depends on (RFC 4787 §4.1 and §5).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NatRule {
     /// Not known yet.
     #[default]
@@ -45,7 +46,7 @@ impl NatRule {
 }
 
 /// Which outside port a new mapping gets (RFC 4787 §4.2).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PortAssignment {
     /// Not known, or there is no NAT.
     #[default]
@@ -73,7 +74,7 @@ impl fmt::Display for PortAssignment {
 }
 
 /// What the NAT in front of us does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NatBehaviour {
     /// Which outside port one inside port gets.
     pub mapping: NatRule,

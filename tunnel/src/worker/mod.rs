@@ -8,7 +8,7 @@ mod report;
 mod send;
 
 pub(crate) use receive::clamp_mss;
-pub use report::{Output, Report, Traffic};
+pub use report::{Hop, Output, Report, Traffic};
 
 use crate::{
     offload::{self, Joiner, Offload},
@@ -143,6 +143,22 @@ impl Worker {
                     .pass_to_engine(PathAddr::Direct(from), datagram, now, out);
             }
             _ => self.handle_unwrapped(PathAddr::Direct(from), datagram, now, out),
+        }
+    }
+
+    /// A datagram came from an extra socket: relays and their wrappers have no business there.
+    pub fn handle_punched(
+        &mut self,
+        socket: u16,
+        from: SocketAddr,
+        datagram: &mut [u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let from = PathAddr::Punched { socket, addr: from };
+        match classify(datagram) {
+            DatagramKind::Stun => self.state.pass_to_engine(from, datagram, now, out),
+            _ => self.handle_unwrapped(from, datagram, now, out),
         }
     }
 

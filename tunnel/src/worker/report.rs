@@ -4,11 +4,29 @@ use crate::{offload::Offload, session::SessionSlot, stats::Counters};
 use overlay_types::{Location, MacAddr, NetworkId, PathAddr, PeerId, PortId};
 use std::net::{IpAddr, SocketAddr};
 
+/// From which of our sockets to which address a datagram goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hop {
+    /// 0 is the data port's, others are opened by [`crate::engine::Engine::poll_socket`].
+    pub socket: u16,
+    /// Where to.
+    pub to: SocketAddr,
+}
+
+impl From<PathAddr> for Hop {
+    fn from(path: PathAddr) -> Self {
+        Self {
+            socket: path.socket(),
+            to: path.socket_addr(),
+        }
+    }
+}
+
 /// What a worker wants done; the shell does it at once or drops it.
 pub trait Output {
     /// Room for a datagram of so many bytes, which is written at once and leaves at the end of the turn: sealed, and
     /// wrapped if it goes to a relay.
-    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8];
+    fn transmit(&mut self, hop: Hop, len: usize) -> &mut [u8];
     /// Write a frame to a local port, with what is still to be done to it.
     fn deliver(&mut self, port: PortId, frame: &[u8], offload: Offload);
     /// Tell the engine; `false` when its queue is full, which the worker counts.

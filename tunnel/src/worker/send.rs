@@ -182,10 +182,10 @@ impl State {
         }
         let wrapper = match way.path {
             PathAddr::Relayed { .. } => RELAY_HEADER_BYTES,
-            PathAddr::Direct(_) => 0,
+            PathAddr::Direct(_) | PathAddr::Punched { .. } => 0,
         };
         let sealed_bytes = DATA_HEADER_BYTES + len + TAG_BYTES;
-        let datagram = out.transmit(way.path.socket_addr(), wrapper + sealed_bytes);
+        let datagram = out.transmit(way.path.into(), wrapper + sealed_bytes);
         let (head, sealed) = datagram.split_at_mut(wrapper);
         if let PathAddr::Relayed { index, .. } = way.path {
             head.copy_from_slice(RelayHeader::new(index).as_bytes());

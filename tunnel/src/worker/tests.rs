@@ -14,6 +14,8 @@ use zeroize::Zeroizing;
 #[derive(Default)]
 struct Seen {
     datagrams: Vec<(SocketAddr, Vec<u8>)>,
+    /// From which socket each of them.
+    sockets: Vec<u16>,
     frames: Vec<(PortId, Vec<u8>)>,
     /// What is to be done to each of the frames.
     offloads: Vec<Offload>,
@@ -23,8 +25,9 @@ struct Seen {
 }
 
 impl Output for Seen {
-    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
-        self.datagrams.push((to, vec![0; len]));
+    fn transmit(&mut self, hop: Hop, len: usize) -> &mut [u8] {
+        self.datagrams.push((hop.to, vec![0; len]));
+        self.sockets.push(hop.socket);
         &mut self.datagrams.last_mut().unwrap().1
     }
     fn deliver(&mut self, port: PortId, frame: &[u8], offload: Offload) {
@@ -219,6 +222,45 @@ fn a_newer_snapshot_does_not_start_counters_again() {
         "the replay window lasts"
     );
     assert_eq!(receive(&mut there, &second, t0).frames.len(), 1);
+}
+
+fn punched(socket: u16) -> PathAddr {
+    PathAddr::Punched {
+        socket,
+        addr: far(),
+    }
+}
+
+#[test]
+fn a_punched_path_leaves_from_its_socket_and_is_heard_on_it() {
+    let (mut here, mut there, t0) = pair(punched(7), 1472);
+    let sent = send(&mut here, &sized_frame(A, B, IP_A, IP_B, 100), t0);
+    assert_eq!((&sent.sockets[..], sent.datagrams[0].0), (&[7][..], far()));
+
+    let (mut got, mut datagram) = (Seen::default(), sent.datagrams[0].1.clone());
+    there.handle_punched(9, far(), &mut datagram, t0, &mut got);
+    assert_eq!(got.frames.len(), 1);
+    assert!(
+        got.reports
+            .iter()
+            .any(|r| matches!(r, Report::Heard { from, .. } if *from == punched(9)))
+    );
+}
+
+#[test]
+fn a_further_socket_takes_stun_and_no_relays_wrapper() {
+    let (mut here, _, t0) = pair(PathAddr::Direct(far()), 1472);
+    let (mut got, mut question) = (Seen::default(), [0; 20]);
+    question[4..8].copy_from_slice(&0x2112_a442_u32.to_be_bytes()); // RFC 8489's magic cookie
+    here.handle_punched(9, far(), &mut question, t0, &mut got);
+    assert!(matches!(&got.reports[..], [Report::Datagram { from, .. }] if *from == punched(9)));
+
+    let (relay, index) = (far(), 7);
+    let (mut sender, mut there, _) = pair(PathAddr::Relayed { relay, index }, 1472);
+    let sent = send(&mut sender, &sized_frame(A, B, IP_A, IP_B, 100), t0);
+    let (mut got, mut wrapped) = (Seen::default(), sent.datagrams[0].1.clone());
+    there.handle_punched(9, far(), &mut wrapped, t0, &mut got);
+    assert!(got.frames.is_empty() && got.reports.is_empty());
 }
 
 #[test]

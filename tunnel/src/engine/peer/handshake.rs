@@ -1,7 +1,7 @@
 //! When to shake hands with a member, how often to try again, and what the answers change.
 //! What the messages hold is [`crate::session`]'s; where they go, the path agent's.
 
-use super::{Live, Peer, release};
+use super::{HEADERS_BYTES, Live, Peer, release};
 use crate::{
     engine::{context::Context, message::DownReason, network::Local},
     session::{Cookie, Established, Initiator, REKEY_JITTER_MAX},
@@ -107,12 +107,18 @@ impl Peer {
     pub(in crate::engine) fn handle_responded(
         &mut self,
         established: Established,
+        from: PathAddr,
+        initiation_len: usize,
         ctx: &mut Context,
         now: Instant,
     ) {
         self.stop_handshake(ctx);
         release(self.next.take(), ctx);
-        self.next = Some(Live::new(established, Duration::ZERO, now));
+        let bytes = (HEADERS_BYTES + initiation_len) as u64;
+        self.next = Some(Live {
+            responded_to: Some(from),
+            ..Live::new(established, bytes, Duration::ZERO, now)
+        });
         ctx.count(Counter::Handshakes);
         ctx.is_dirty = true;
     }
@@ -139,9 +145,16 @@ impl Peer {
                 // What the peer sent before it answered us, to this life of ours or an earlier one, is worth nothing now.
                 let _newer = self.timestamp.accept(established.remote_timestamp);
                 let jitter = ctx.rng.random_range(Duration::ZERO..=REKEY_JITTER_MAX);
-                self.begin(Live::new(established, jitter, now), from, ctx, now);
-                self.agent.handle_received(from, now);
-                self.send_control(from, None, None, ctx); // tells the responder that it may send
+                let bytes = (HEADERS_BYTES + message.len()) as u64;
+                let live = Live::new(established, bytes, jitter, now);
+                self.begin(live, from, ctx, now);
+                if let Some(view) = self.agent.current() {
+                    self.agent.handle_received(from, now);
+                    self.send_control(view.addr, None, None, ctx); // tells the responder that it may send
+                } else {
+                    // The agent's probe does. There is credit for one; were it lost, another response brings more.
+                    self.want_handshake(now + RETRY_FIRST);
+                }
             }
             Err((initiator, _)) => {
                 self.handshake = Handshake::Sent {
@@ -175,6 +188,13 @@ impl Peer {
                 *retry_at = now;
             }
             Err(_) => ctx.count(Counter::DropHandshake),
+        }
+    }
+
+    /// The session has a path: a handshake that was planned for want of one is not needed.
+    pub(super) fn unplan_handshake(&mut self) {
+        if matches!(self.handshake, Handshake::Due { .. }) && !self.is_suspect {
+            self.handshake = Handshake::Idle;
         }
     }
 

@@ -16,9 +16,10 @@ use super::{
     network::Local,
 };
 use crate::{
-    path::{ControlMessage, PathAgent, PathEvent, PathTransmit},
+    path::{ControlMessage, PathAgent, PathEvent, PathTransmit, SocketWish},
     session::{Cookie, LastTimestamp, SessionSlot},
     snapshot::Way,
+    wire::datagram::RELAY_HEADER_BYTES,
     worker::Traffic,
 };
 use overlay_types::{Candidate, DataKeys, PathAddr};
@@ -36,6 +37,10 @@ const BYE_PAUSE: Duration = Duration::from_secs(2);
 const WELL_FOR: Duration = Duration::from_secs(2);
 /// A session counts as in use this long after data was sent or received over it.
 const IN_USE: Duration = Duration::from_secs(120);
+
+/// UDP's and IPv4's, which count where bytes received pay for bytes sent. IPv6's are longer, so that the peer has a little
+/// less of it.
+const HEADERS_BYTES: usize = 28;
 
 /// One member.
 pub(super) struct Peer {
@@ -123,7 +128,10 @@ impl Peer {
         match message {
             None => {}
             Some(ControlMessage::Ping { id }) => {
-                self.send_control(from, Some(&ControlMessage::PingReply { id }), None, ctx)
+                let reply = ControlMessage::PingReply { id };
+                if self.agent.afford(from, &reply, None) {
+                    self.send_control(from, Some(&reply), None, ctx);
+                }
             }
             Some(ControlMessage::PingReply { id }) => {
                 let Some(at) = self.pings.iter().position(|&(asked, _)| asked == id) else {
@@ -172,9 +180,15 @@ impl Peer {
     }
 
     /// A datagram of the control lane was opened.
-    pub(super) fn count_received(&mut self, bytes: usize) {
+    pub(super) fn count_received(&mut self, from: PathAddr, bytes: usize) {
         self.totals.rx_bytes += bytes as u64;
         self.totals.rx_datagrams += 1;
+        let wrapper = match from {
+            PathAddr::Relayed { .. } => RELAY_HEADER_BYTES,
+            PathAddr::Direct(_) | PathAddr::Punched { .. } => 0,
+        };
+        self.agent
+            .count_received((bytes + wrapper + HEADERS_BYTES) as u64);
     }
 
     /// A frame came over the control lane; if nothing else does, a keepalive says that we live.
@@ -204,6 +218,11 @@ impl Peer {
         self.totals.rx_bytes += traffic.rx_bytes;
         self.totals.tx_datagrams += traffic.tx_datagrams;
         self.totals.rx_datagrams += traffic.rx_datagrams;
+        let headers = HEADERS_BYTES as u64;
+        self.agent
+            .count_received(traffic.rx_bytes + headers * traffic.rx_datagrams);
+        self.agent
+            .count_sent(traffic.tx_bytes + headers * traffic.tx_datagrams);
         self.wants_renewal |= traffic.wants_renewal;
         self.data_at = Some(now);
         if traffic.rx_datagrams > 0 {
@@ -232,14 +251,27 @@ impl Peer {
         );
         (self.wants_renewal, self.unanswered_since) = (false, None);
         ctx.is_dirty = true;
-        self.agent.handle_session_up(from, now);
+        let handshake = self.current.as_ref().map_or(0, |live| live.handshake_bytes);
+        self.agent.count_received(handshake);
+        let responded_to = self.current.as_ref().and_then(|live| live.responded_to);
+        let is_proven = responded_to == Some(from);
+        self.agent.handle_session_up(from, is_proven, now);
         self.is_suspect = false;
         if !was_up {
             let (network, peer) = self.key;
             ctx.tell(Event::SessionUp { network, peer });
         }
+        if was_up {
+            self.repeat_pings(ctx);
+        }
+    }
+
+    fn repeat_pings(&mut self, ctx: &mut Context) {
+        let Some(view) = self.agent.current() else {
+            return;
+        };
         for id in self.pings.iter().map(|&(id, _)| id).collect::<Vec<_>>() {
-            self.send_control(from, Some(&ControlMessage::Ping { id }), None, ctx);
+            self.send_control(view.addr, Some(&ControlMessage::Ping { id }), None, ctx);
         }
     }
 
@@ -281,6 +313,7 @@ impl Peer {
         }
         self.stop_handshake(ctx);
         self.end_sessions(DownReason::Removed, ctx, now);
+        self.settle(ctx, now); // closes its sockets
         if let Some(at) = self.deadline.take() {
             ctx.timers.remove(&(at, self.key));
         }
@@ -344,6 +377,15 @@ impl Peer {
                 if self.current.is_some() {
                     self.send_control(to, Some(&msg), pad_to, ctx);
                 }
+            } else if let Some(wish) = self.agent.poll_wish() {
+                match wish {
+                    SocketWish::Open(count) => {
+                        let sockets = ctx.sockets.open(count, self.key);
+                        self.agent.handle_sockets(&sockets, now);
+                    }
+                    SocketWish::Sample(socket) => settled.samples.push(socket),
+                    SocketWish::Close(socket) => ctx.sockets.close(socket),
+                }
             } else if let Some(event) = self.agent.poll_event() {
                 match event {
                     PathEvent::Changed(view) => ctx.tell(Event::PathChanged {
@@ -367,6 +409,10 @@ impl Peer {
         self.flush_waiting(ctx, now);
         let way = self.way();
         if way != self.way_told {
+            if self.way_told.is_none() {
+                self.unplan_handshake();
+                self.repeat_pings(ctx);
+            }
             self.way_told = way;
             ctx.is_dirty = true;
         }
@@ -411,6 +457,7 @@ impl Peer {
             peer,
             session: self.current.is_some(),
             path: self.agent.current().filter(|_| self.current.is_some()),
+            passage: self.agent.passage(),
             tx_bytes: self.totals.tx_bytes,
             rx_bytes: self.totals.rx_bytes,
             tx_datagrams: self.totals.tx_datagrams,
@@ -430,6 +477,8 @@ pub(super) struct Settled {
     pub(super) is_distressed: bool,
     /// Where the peer sees us.
     pub(super) observed: Option<std::net::SocketAddr>,
+    /// Sockets of which STUN servers are to say where they see them.
+    pub(super) samples: Vec<u16>,
 }
 
 fn release(live: Option<Live>, ctx: &mut Context) {

@@ -10,6 +10,7 @@ use crate::{
 };
 use overlay_types::{Candidate, PathAddr};
 use sha2::Digest;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -251,6 +252,32 @@ fn a_ping_measures_the_round_trip_and_makes_the_session_it_needs() {
         .collect();
     assert_eq!(rtts.len(), 2);
     assert_eq!(rtts[1], (78, 2 * DELAY));
+}
+
+/// A member that shakes hands in somebody else's name: what that somebody gets, and what the member sent for it.
+#[test]
+fn an_address_that_a_member_only_claims_gets_no_more_than_the_member_sent() {
+    let victim = SocketAddr::from(([198, 51, 100, 66], 4000));
+    for first in [0, 1] {
+        let mut world = World::new(2, 7);
+        (world.spoofed, world.recorded) = (Some(victim), Some(Vec::new()));
+        world.introduce(first, 1 - first);
+        world.introduce(1 - first, first);
+        world.bind_all(0);
+        for _ in 0..40 {
+            world.guest_sends(0, &sized_frame(mac(0), mac(1), ip(0), ip(1), 1400));
+            world.run(SECOND / 4);
+        }
+        let bytes = |datagrams: &[(SocketAddr, SocketAddr, Vec<u8>)],
+                     is_it: &dyn Fn(_, _) -> bool| {
+            let chosen = datagrams.iter().filter(|(from, to, _)| is_it(*from, *to));
+            chosen.map(|(_, _, bytes)| bytes.len() + 28).sum::<usize>()
+        };
+        let recorded = world.recorded.take().unwrap();
+        let sent = bytes(&recorded, &|from, _| from == victim);
+        let suffered = bytes(&recorded, &|_, to| to == victim);
+        assert!(sent > 0 && suffered <= sent, "{suffered} bytes for {sent}");
+    }
 }
 
 #[test]

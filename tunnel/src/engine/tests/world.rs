@@ -7,7 +7,7 @@ use crate::{
     snapshot::Snapshot,
     stats::Counters,
     switch::testing::*,
-    worker::{Output, Report, Worker},
+    worker::{Hop, Output, Report, Worker},
 };
 use overlay_types::{
     Binding, Candidate, DataKeys, DhcpMode, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId,
@@ -59,8 +59,8 @@ struct Outbox {
 }
 
 impl Output for Outbox {
-    fn transmit(&mut self, to: SocketAddr, len: usize) -> &mut [u8] {
-        self.datagrams.push((to, vec![0; len]));
+    fn transmit(&mut self, hop: Hop, len: usize) -> &mut [u8] {
+        self.datagrams.push((hop.to, vec![0; len]));
         &mut self.datagrams.last_mut().unwrap().1
     }
     fn deliver(&mut self, port: PortId, frame: &[u8], _offload: Offload) {
@@ -99,6 +99,8 @@ pub(super) struct World {
     pub(super) wakeups: u64,
     pub(super) dhcp: DhcpMode,
     pub(super) eager: bool,
+    /// What the second node sends seems to come from here.
+    pub(super) spoofed: Option<SocketAddr>,
     /// Nodes reach only the relay, never each other.
     pub(super) relay_only: bool,
 }
@@ -131,6 +133,7 @@ impl World {
             dhcp: DhcpMode::Overlay,
             eager: true,
             relay_only: false,
+            spoofed: None,
         };
         for node in 0..nodes {
             let fresh = world.fresh(node);
@@ -305,8 +308,8 @@ impl World {
                 .extend(std::iter::from_fn(|| n.engine.poll_event()));
             let transmits: Vec<Transmit> =
                 std::iter::from_fn(|| n.engine.poll_transmit()).collect();
-            for Transmit { to, bytes } in transmits {
-                self.transmit(node, to, bytes);
+            for Transmit { hop, bytes } in transmits {
+                self.transmit(node, hop.to, bytes);
             }
             if out.datagrams.is_empty()
                 && out.frames.is_empty()
@@ -319,7 +322,7 @@ impl World {
     }
 
     fn transmit(&mut self, node: usize, to: SocketAddr, bytes: Vec<u8>) {
-        let from = addr(node);
+        let from = self.spoofed.filter(|_| node == 1).unwrap_or(addr(node));
         self.transcript
             .update(self.now.duration_since(self.start).as_nanos().to_be_bytes());
         self.transcript.update(&bytes);

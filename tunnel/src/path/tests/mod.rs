@@ -1,11 +1,17 @@
 //! Two agents in a small virtual world of NATs and relays: what they reach together.
 
+mod amplification;
+mod budget;
+
+use super::selection::Tier;
 use super::*;
 use overlay_types::PeerId;
 use std::collections::{BTreeMap, BTreeSet};
 
 const DELAY: Duration = Duration::from_millis(20);
 const RELAYS: [&str; 2] = ["198.51.100.1:7000", "198.51.100.2:7000"];
+/// UDP's and IPv4's.
+const HEADERS: u64 = 28;
 /// What a link of 1500 bytes carries.
 const LINK: u16 = 1472;
 
@@ -107,7 +113,8 @@ struct World {
     same_lan: bool,
     /// The largest UDP payload that passes.
     carries: u16,
-    queue: BTreeMap<(Instant, u64), (usize, PathAddr, Payload)>,
+    /// By arrival: to whom, from where, what, and how many bytes.
+    queue: BTreeMap<(Instant, u64), (usize, PathAddr, Payload, u16)>,
     sequence: u64,
     next_talk: Instant,
 }
@@ -170,7 +177,7 @@ impl World {
     fn session_up(&mut self) {
         for i in 0..2 {
             let via = self.relayed(0, 1 - i);
-            self.sides[i].agent.handle_session_up(via, self.now);
+            self.sides[i].agent.handle_session_up(via, true, self.now);
         }
         self.flush();
     }
@@ -192,7 +199,7 @@ impl World {
                     DELAY * 2,
                 )
             }
-            PathAddr::Direct(addr) => {
+            PathAddr::Direct(addr) | PathAddr::Punched { addr, .. } => {
                 let in_lan = self.same_lan && addr == self.sides[other].inside;
                 let source = if in_lan {
                     self.sides[from].inside
@@ -217,7 +224,7 @@ impl World {
             self.sequence += 1;
             self.queue.insert(
                 (self.now + delay, self.sequence),
-                (other, seen_from, payload),
+                (other, seen_from, payload, size + wrapper),
             );
         }
     }
@@ -252,7 +259,10 @@ impl World {
             }
             self.now = self.now.max(next);
             while let Some(entry) = self.queue.first_entry().filter(|e| e.key().0 <= self.now) {
-                let (to, from, payload) = entry.remove();
+                let (to, from, payload, size) = entry.remove();
+                self.sides[to]
+                    .agent
+                    .count_received(u64::from(size) + HEADERS);
                 match payload {
                     Payload::Control(msg) => {
                         self.sides[to].agent.handle_control(from, msg, self.now)
@@ -636,11 +646,11 @@ mod any_input {
                 now += Duration::from_millis(u64::from(n) * 20);
                 let list: Vec<_> = (0..n).map(|p| Candidate::Host(([192, 0, 2, n], 1 + u16::from(p)).into())).collect();
                 match what {
-                    0 => agent.handle_session_up(addr, now),
+                    0 => agent.handle_session_up(addr, n % 2 == 0, now),
                     1 => agent.handle_session_down(now),
                     2 => agent.handle_received(addr, now),
                     3 => agent.set_remote_candidates(&list, now),
-                    4 => agent.handle_control(addr, ControlMessage::Candidates { generation: u32::from(n), punch: true, list }, now),
+                    4 => agent.handle_control(addr, ControlMessage::Candidates { generation: u32::from(n), punch: true, nat: NatBehaviour::default(), list }, now),
                     5 => agent.note_traffic(now),
                     6 => if let Some(id) = asked.pop() {
                         agent.handle_control(addr, ControlMessage::Pong { id, observed: None }, now);
@@ -675,7 +685,7 @@ fn a_deadline_that_is_met_late_is_met_once() {
         let mut now = Instant::now();
         let mut agent = PathAgent::new(seed, 1600, now);
         agent.set_remote_candidates(&[Candidate::Host(([10, 0, 0, 1], 7000).into())], now);
-        agent.handle_session_up(relay, now);
+        agent.handle_session_up(relay, true, now);
         agent.note_traffic(now);
         let asleep_at = now + Duration::from_secs(seed);
         while let Some((at, _)) = agent.poll_timeout().filter(|(at, _)| *at < asleep_at) {
