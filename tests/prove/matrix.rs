@@ -4,7 +4,7 @@
 
 use crate::measuring::{processor, said};
 use crate::overlay::lab;
-use crate::reachability::kinds::{Cell, Kind, MATRIX, Way, cells, expectation, is_tried};
+use crate::reachability::kinds::{Cell, Kind, MATRIX, Way, cells, expectation};
 use crate::reachability::stage::{Stage, Tried, tour};
 use crate::{Amount, Measured, SHORT, cache, is_fresh};
 use anyhow::{Context, Result};
@@ -129,10 +129,10 @@ fn note(cell: Cell, tried: &Result<Tried>) -> Result<()> {
 /// Every cell, as often as is asked for.
 pub(crate) fn matrix(amount: Amount) -> Result<Measured> {
     let wanted = |cell: Cell| match expectation(cell.0, cell.1).0 {
-        Way::Predicted if !Way::Predicted.is_awaited() => amount.runs * PREDICTED_TIMES,
+        Way::Predicted => amount.runs * PREDICTED_TIMES,
         _ => amount.runs,
     };
-    let tried: Vec<Cell> = cells().into_iter().filter(is_tried).collect();
+    let tried: Vec<Cell> = cells();
     let mut left = BTreeMap::new();
     for cell in &tried {
         left.insert(*cell, wanted(*cell).saturating_sub(recorded(*cell)?.len()));
@@ -212,10 +212,10 @@ fn page(records: &BTreeMap<Cell, Record>) -> Result<Vec<String>> {
                 |[median, worst]| format!("{} | {}", cell(median), cell(worst)),
             )
         };
-        let verdict = match (record.is_kept(way), way.is_awaited()) {
-            (true, false) => "kept",
-            (true, true) => "waits",
-            (false, _) => "NOT KEPT",
+        let verdict = if record.is_kept(way) {
+            "kept"
+        } else {
+            "NOT KEPT"
         };
         lines.push(format!(
             "| {sites} | {way} | {why} | {} | {} | {} | {} | {verdict} |",
@@ -230,7 +230,7 @@ fn page(records: &BTreeMap<Cell, Record>) -> Result<Vec<String>> {
 
 /// The paths that the tries ended on, as `direct 9, relay 1`.
 fn seen(record: &Record) -> String {
-    let kinds = ["direct", "relay", "stream"].map(|path| (path, record.by(path)));
+    let kinds = ["direct", "relay", "stream", "mixed", "none"].map(|path| (path, record.by(path)));
     let all = kinds.into_iter().chain([(UNREACHED, record.unreached)]);
     let some = all.filter(|(_, count)| *count > 0);
     some.map(|(path, count)| format!("{path} {count}"))

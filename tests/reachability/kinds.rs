@@ -87,21 +87,16 @@ pub(crate) enum Way {
     Stream,
 }
 
-/// The ways that this build does not know yet: a cell that is to go by [`Way::Predicted`] may go by relay. Nothing is to stand
-/// here in the end.
-pub(crate) const NOT_BUILT: &[Way] = &[Way::Predicted];
-
 impl Way {
-    /// Whether this build does not know it.
-    pub(crate) fn is_awaited(self) -> bool {
-        NOT_BUILT.contains(&self)
+    /// Whether what begins by relay may become direct, and need not.
+    pub(crate) fn may_improve(self) -> bool {
+        self == Self::Unsure
     }
 
     /// Whether a path of this kind, as `farlan peers` names it, is the way that was expected.
     pub(crate) fn is_kept_by(self, path: &str) -> bool {
         match self {
-            Self::Direct => path == "direct",
-            Self::Predicted => path == "direct" || self.is_awaited() && path == "relay",
+            Self::Direct | Self::Predicted => path == "direct",
             Self::Unsure => path == "direct" || path == "relay",
             Self::Relay => path == "relay",
             Self::Stream => path == "stream",
@@ -251,12 +246,6 @@ pub(crate) fn expectation(a: Kind, b: Kind) -> (Way, &'static str) {
 
 /// A cell: two kinds.
 pub(crate) type Cell = (Kind, Kind);
-
-/// Whether this build can be expected to do anything with a cell.
-pub(crate) fn is_tried((a, b): &Cell) -> bool {
-    let (way, _) = expectation(*a, *b);
-    way != Way::Stream || !way.is_awaited()
-}
 
 /// Every cell: each two kinds of the matrix in its order, then those beside it.
 pub(crate) fn cells() -> Vec<Cell> {

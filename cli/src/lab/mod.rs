@@ -29,12 +29,12 @@ mod uplink;
 
 pub use capture::{Capture, CapturedFrame, UdpView};
 pub use machine::{Machine, Output};
-pub use nat::{HTTP_PROXY_PORT, Nat, Outbound, Stack};
+pub use nat::{HTTP_PROXY_PORT, Nat, Outbound};
 pub use privilege::Privilege;
 pub use process::Process;
 pub use requirements::{LAB_TOOLS, MissingTools, Tool, require};
 pub use site::{Site, SiteOptions};
-pub use uplink::{Host, Uplink};
+pub use uplink::{Host, Stack, Uplink};
 
 use anyhow::{Context, Result, bail};
 use machine::View;

@@ -69,27 +69,3 @@ pub enum Outbound {
 
 /// Where a site's HTTP proxy listens (the customary port of proxies).
 pub const HTTP_PROXY_PORT: u16 = 3128;
-
-/// Which IP versions a host or a site has.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Stack {
-    /// IPv4 alone.
-    #[default]
-    Ipv4,
-    /// Both.
-    Dual,
-    /// IPv6 alone.
-    Ipv6,
-}
-
-impl Stack {
-    /// Whether IPv4 is there.
-    pub const fn has_ipv4(self) -> bool {
-        !matches!(self, Self::Ipv6)
-    }
-
-    /// Whether IPv6 is there.
-    pub const fn has_ipv6(self) -> bool {
-        !matches!(self, Self::Ipv4)
-    }
-}

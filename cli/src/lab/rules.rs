@@ -131,8 +131,7 @@ impl Rules {
     }
 
     fn translation(&self, outside: Ipv4Addr) -> String {
-        // The hash gives an inside endpoint the same outside port whatever the destination.
-        let endpoint_independent = outbound(outside, "jhash ip saddr . udp sport", self.hairpins);
+        let endpoint_independent = outbound_by_endpoint(outside, self.hairpins);
         let timeout = self.lifetime.as_secs().max(1);
         match self.nat {
             Nat::Public => String::new(),
@@ -142,7 +141,7 @@ impl Rules {
   }
 "
             .to_owned(),
-            Nat::SymmetricIncremental => outbound(outside, "numgen inc", false),
+            Nat::SymmetricIncremental => outbound_by_turns(outside),
             Nat::Masquerade | Nat::MasqueradeOpen => "  chain outbound {
     type nat hook postrouting priority srcnat;
     oifname \"wan\" masquerade
@@ -201,29 +200,54 @@ impl Rules {
     }
 }
 
-/// The outside ports of a NAT that maps by endpoint: two of a site's few endpoints hardly ever get the same, and without root no
-/// longer map fits into a netlink message.
-const OUTSIDE_PORTS: u16 = 2048;
-const OUTSIDE_PORT_MIN: u16 = 16384;
+/// Sets an outside port off from the inside one. Below 1024 it leaves alone what ports of users and ports of services differ in.
+const PORT_SHIFT: u16 = 0x155;
 
-/// Gives each new mapping the outside port that `number` says. What is hairpinned shows its outside address to the host that gets
-/// it, as RFC 4787 §6 wants.
-fn outbound(outside: Ipv4Addr, number: &str, hairpins: bool) -> String {
-    // The map only says that the number is a port: nft of 2023 and later wants to be told.
-    let ports: Vec<_> = (0..OUTSIDE_PORTS)
-        .map(|n| format!("{n} : {}", OUTSIDE_PORT_MIN + n))
-        .collect();
-    let ports = ports.join(", ");
-    // One rule for both ways: without root, a second such map would not fit into the message.
+/// Hosts whose addresses end in the same three bits share a shift.
+const HOST_CLASSES: u8 = 8;
+
+/// Gives each inside endpoint one outside port, whatever the destination. No two ports of a host get the same, as they now and then
+/// would by a hash, and the later one's datagrams would be dropped. What is hairpinned shows its outside address to the host
+/// that gets it, as RFC 4787 §6 wants.
+fn outbound_by_endpoint(outside: Ipv4Addr, hairpins: bool) -> String {
     let from = if hairpins {
         "iifname \"lan\""
     } else {
         "oifname \"wan\""
     };
+    let last = HOST_CLASSES - 1;
+    let lines: String = (0..HOST_CLASSES)
+        .map(|class| {
+            let shift = PORT_SHIFT ^ u16::from(class) << 6;
+            format!(
+                "    {from} ip saddr & 0.0.0.{last} == 0.0.0.{class} meta l4proto udp snat ip to {outside}:udp sport ^ {shift}\n"
+            )
+        })
+        .collect();
     format!(
         "  chain outbound {{
     type nat hook postrouting priority srcnat;
-    {from} meta l4proto udp snat ip to {outside}:{number} mod {OUTSIDE_PORTS} map {{ {ports} }}
+{lines}    oifname \"wan\" masquerade
+  }}
+"
+    )
+}
+
+/// The outside ports of a NAT that hands them out by turns. Without root no longer map fits into a netlink message.
+const OUTSIDE_PORTS: u16 = 2048;
+const OUTSIDE_PORT_MIN: u16 = 16384;
+
+/// Gives each new mapping the outside port after the last one's.
+fn outbound_by_turns(outside: Ipv4Addr) -> String {
+    // The map only says that the number is a port: nft of 2023 and later wants to be told.
+    let ports: Vec<_> = (0..OUTSIDE_PORTS)
+        .map(|n| format!("{n} : {}", OUTSIDE_PORT_MIN + n))
+        .collect();
+    let ports = ports.join(", ");
+    format!(
+        "  chain outbound {{
+    type nat hook postrouting priority srcnat;
+    oifname \"wan\" meta l4proto udp snat ip to {outside}:numgen inc mod {OUTSIDE_PORTS} map {{ {ports} }}
     oifname \"wan\" masquerade
   }}
 "

@@ -1,8 +1,8 @@
 //! Sites: a router with its NAT, a LAN behind it, and hosts on the LAN.
 
-use super::nat::{HTTP_PROXY_PORT, Nat, Outbound, Stack};
+use super::nat::{HTTP_PROXY_PORT, Nat, Outbound};
 use super::rules::{Rules, SILENCE};
-use super::uplink::{Host, Leg, Uplink};
+use super::uplink::{Host, Leg, Stack, Uplink};
 use super::{INTERNET_ADDRESS, INTERNET_ADDRESS6, Lab, Machine, Process, next};
 use anyhow::{Context, Result, bail, ensure};
 use std::cell::{Cell, RefCell};

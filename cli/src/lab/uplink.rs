@@ -6,6 +6,30 @@ use anyhow::Result;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Deref;
 
+/// Which IP versions a host or a site has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Stack {
+    /// IPv4 alone.
+    #[default]
+    Ipv4,
+    /// Both.
+    Dual,
+    /// IPv6 alone.
+    Ipv6,
+}
+
+impl Stack {
+    /// Whether IPv4 is there.
+    pub const fn has_ipv4(self) -> bool {
+        !matches!(self, Self::Ipv6)
+    }
+
+    /// Whether IPv6 is there.
+    pub const fn has_ipv6(self) -> bool {
+        !matches!(self, Self::Ipv4)
+    }
+}
+
 /// An address with its prefix, and the router on that network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Leg<A> {

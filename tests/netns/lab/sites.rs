@@ -45,6 +45,23 @@ fn listening(lab: &Lab, name: &str, ports: &[u16]) -> (Host, Vec<TcpListener>) {
 }
 
 #[test]
+fn a_nat_that_maps_by_endpoint_gives_no_two_of_them_one_port() {
+    let lab = Lab::start("ports").unwrap();
+    let server = at(&lab.public_host("server").unwrap(), 4001);
+    let site = lab.site("site", Nat::PortRestricted).unwrap();
+    let hosts = ["one", "two"].map(|name| site.host(name).unwrap());
+
+    let mut seen = std::collections::BTreeSet::new();
+    for port in 5000..5050 {
+        for host in &hosts {
+            let mapped = mapping_seen(&at(host, port), &server);
+            assert_ne!(mapped.port(), port, "it does not keep the port's number");
+            assert!(seen.insert(mapped), "{mapped} is another's");
+        }
+    }
+}
+
+#[test]
 fn a_symmetric_incremental_nat_gives_each_destination_the_next_port() {
     let lab = Lab::start("incremental").unwrap();
     let (near, far) = (
