@@ -8,7 +8,12 @@ use dht::{
 };
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use rustls::pki_types::ServerName;
-use std::{collections::VecDeque, io, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 use tokio::{
     net::TcpStream,
     time::{Instant, timeout_at},
@@ -23,14 +28,23 @@ const STAGGER: Duration = Duration::from_secs(1);
 /// dial after ten, and could not say why a way failed.
 const OPEN_WITHIN: Duration = Duration::from_secs(9);
 
+/// For so long the way that worked last comes first: a node's control connection and its datagrams are opened in one go.
+/// Later a better way may work.
+const REMEMBERED_FOR: Duration = Duration::from_secs(15);
+
 /// An open stream.
 pub(crate) type Opened = TlsStream<Box<dyn Bytes>>;
+
+/// A way that worked, and when; `None` is straight.
+type LastWay = (Option<Via>, Instant);
 
 /// Knows the ways out of this host.
 #[derive(Clone)]
 pub(crate) struct Opener {
     identity: Identity,
     vias: Arc<[Via]>,
+    /// The way that worked last, and when.
+    last: Arc<Mutex<Option<LastWay>>>,
 }
 
 impl Opener {
@@ -39,6 +53,7 @@ impl Opener {
         Self {
             identity,
             vias: vias.into(),
+            last: Arc::default(),
         }
     }
 
@@ -63,6 +78,11 @@ impl Opener {
         let give_up_at = Instant::now() + OPEN_WITHIN;
         let mut ways: VecDeque<Option<&Via>> = VecDeque::from([None]);
         ways.extend(self.vias.iter().map(Some));
+        if let Some(last) = self.last_way() {
+            let at = ways.iter().position(|way| way.cloned() == last);
+            let first = at.and_then(|at| ways.remove(at));
+            first.into_iter().for_each(|way| ways.push_front(way));
+        }
         let (mut begun, mut errors) = (FuturesUnordered::new(), Vec::new());
         loop {
             if let Some(via) = ways.pop_front() {
@@ -83,6 +103,13 @@ impl Opener {
         }
     }
 
+    /// The way that worked a moment ago.
+    fn last_way(&self) -> Option<Option<Via>> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (way, at) = last.as_ref()?;
+        (at.elapsed() < REMEMBERED_FOR).then(|| way.clone())
+    }
+
     async fn open_by(
         &self,
         via: Option<&Via>,
@@ -95,6 +122,10 @@ impl Opener {
         let opened = opened
             .await
             .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer")));
+        if opened.is_ok() {
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some((via.cloned(), Instant::now()));
+        }
         opened.map_err(|error| {
             debug!(to = to.host, port = to.port, way = name, %error, "no stream");
             io::Error::new(error.kind(), format!("{name}: {error}"))
