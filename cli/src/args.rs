@@ -168,7 +168,7 @@ pub struct Up {
     /// A STUN server, beside the fabric nodes
     #[arg(long, value_name = "ADDR:PORT")]
     pub stun: Vec<SocketAddr>,
-    /// A way out where neither UDP nor TLS gets out: ssh://[USER@]HOST[:PORT] or http://[USER:PASSWORD@]HOST:PORT
+    /// A way out where neither UDP nor TLS gets out: an SSH gateway, `ssh://USER@HOST:PORT`, or a proxy, `http://HOST:PORT`
     #[arg(long, value_name = "URL")]
     pub via: Vec<Via>,
     /// How names reach this host's resolver: auto, resolved, hosts or off [default: auto]

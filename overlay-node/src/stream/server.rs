@@ -9,24 +9,29 @@ use dht::{
     swarm::{StreamService, tls_server},
 };
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
-use tunnel::io::service::FabricService;
+use tunnel::{
+    io::service::FabricService,
+    wire::datagram::{DatagramKind, classify},
+};
 
 /// Streams at a time; each costs some 200 kB.
 const STREAMS_MAX: usize = 2048;
+/// Streams of one IPv4 address or IPv6 /64 at a time: two for each member of a large site.
+const STREAMS_OF_ONE_MAX: usize = 512;
 /// How long a newcomer may take to say hello.
 const HELLO_WITHIN: Duration = Duration::from_secs(10);
 /// How long to wait when the system has no more descriptors, which others have to give back.
@@ -90,7 +95,7 @@ impl StreamServer {
     ) -> io::Result<()> {
         let config = tls_server(identity).map_err(io::Error::other)?;
         let tls = TlsAcceptor::from(Arc::new(config));
-        let room = Arc::new(Semaphore::new(STREAMS_MAX));
+        let room = Arc::new(Room::default());
         for listener in self.listeners {
             let accept = accept(listener, tls.clone(), services.clone(), Arc::clone(&room));
             let stop = stop.clone();
@@ -120,7 +125,7 @@ async fn accept(
     listener: TcpListener,
     tls: TlsAcceptor,
     services: StreamServices,
-    room: Arc<Semaphore>,
+    room: Arc<Room>,
 ) {
     let mut streams = tokio::task::JoinSet::new();
     loop {
@@ -133,7 +138,7 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
+        let Some(place) = room.enter(from.ip()) else {
             debug!(%from, "too many streams");
             continue;
         };
@@ -143,6 +148,48 @@ async fn accept(
             debug!(%from, ?outcome, "a stream ended");
             drop(place);
         });
+    }
+}
+
+/// Who has streams here, and how many.
+#[derive(Default)]
+struct Room(Mutex<BTreeMap<IpAddr, usize>>);
+
+impl Room {
+    /// Lets one more stream in, if there is room for it, until the guard is dropped.
+    fn enter(self: &Arc<Self>, from: IpAddr) -> Option<Entered> {
+        let from = match from.to_canonical() {
+            IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !0 << 64).into(),
+            v4 => v4,
+        };
+        let mut streams = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = streams.values().sum();
+        let of_one = streams.get(&from).copied().unwrap_or(0);
+        if all >= STREAMS_MAX || of_one >= STREAMS_OF_ONE_MAX {
+            return None;
+        }
+        streams.insert(from, of_one + 1);
+        Some(Entered {
+            room: Arc::clone(self),
+            from,
+        })
+    }
+}
+
+struct Entered {
+    room: Arc<Room>,
+    from: IpAddr,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut streams = self.room.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_one) = streams.get_mut(&self.from) {
+            *of_one -= 1;
+            if *of_one == 0 {
+                streams.remove(&self.from);
+            }
+        }
     }
 }
 
@@ -179,7 +226,15 @@ async fn serve_datagrams(
     let udp = loopback_socket(services.main_addr()).await?;
     let local = udp.local_addr()?;
     let _open = OpenStream::new(services, local, from.ip().to_canonical());
-    carry(&udp, stream).await
+    carry(&udp, stream, is_for_the_relay).await
+}
+
+/// Questions of STUN would be answered to an address of this host, and could name others of them (RESPONSE-PORT).
+fn is_for_the_relay(datagram: &[u8]) -> bool {
+    matches!(
+        classify(datagram),
+        DatagramKind::RelayControl(_) | DatagramKind::Relayed(_)
+    )
 }
 
 /// The relay knows who is behind a stream while this lives.
@@ -312,6 +367,39 @@ mod tests {
         }
         assert_eq!(udp.stats().relay.bound, 0);
         stop.cancel();
+    }
+
+    #[test]
+    fn one_network_does_not_take_all_the_room() {
+        let room = Arc::new(Room::default());
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut crowd: Vec<_> = (0..STREAMS_OF_ONE_MAX)
+            .map(|n| room.enter(ip(&format!("2001:db8::{n:x}"))).unwrap())
+            .collect();
+        assert!(room.enter(ip("2001:db8::ffff:1")).is_none());
+        let other = room.enter(ip("192.0.2.1"));
+        assert!(other.is_some());
+        crowd.pop();
+        assert!(room.enter(ip("2001:db8::ffff:1")).is_some());
+        drop((crowd, other));
+        assert!(room.0.lock().unwrap().is_empty());
+        let full: Vec<_> = (0..STREAMS_MAX)
+            .map(|n| room.enter(Ipv4Addr::from_bits(n as u32).into()))
+            .collect();
+        assert!(full.iter().all(Option::is_some));
+        assert!(room.enter(ip("2001:db8::1")).is_none());
+    }
+
+    #[test]
+    fn only_what_is_for_the_relay_gets_out_of_a_stream() {
+        assert!(is_for_the_relay(&[0xA0; 48]));
+        assert!(is_for_the_relay(&[0xA4; 64]));
+        let stun = [
+            0, 1, 0, 0, 0x21, 0x12, 0xA4, 0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        for other in [&stun[..], &[], b"anything"] {
+            assert!(!is_for_the_relay(other));
+        }
     }
 
     #[tokio::test]
