@@ -73,6 +73,9 @@ impl PathAgent {
             known.tier = tier;
             known.proven |= path.proven;
             known.validated |= path.validated;
+            if self.first == Some(addr) {
+                self.first = Some(moved);
+            }
             if self.current == Some(addr) {
                 known.heard_at = Some(now);
                 self.switch_to(moved, now);
