@@ -1,7 +1,10 @@
 //! What this node has from fabric nodes: STUN servers and places at UDP relays, and a stream to a relay that datagrams do not
 //! reach. The straight way is tried on beside a stream, and the stream is closed when it works again.
 
-use super::actor::{Done, Mail, Node};
+use super::{
+    actor::{Done, Mail, Node},
+    relay_stream::RelayStream,
+};
 use crate::stream::Carrier;
 use dht::{
     message::{FabricServices, RelayAllocation, Request, Response},
@@ -30,10 +33,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const ASK_FULL_AGAIN: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
-/// How soon a stream that could not be opened, or ended, is opened again; doubled by each failure.
-const CARRY_AGAIN_MIN: Duration = Duration::from_secs(1);
-const CARRY_AGAIN_MAX: Duration = Duration::from_secs(60);
-
 #[derive(Default)]
 struct Offer {
     /// Where it says it is, best for others to begin with.
@@ -43,63 +42,25 @@ struct Offer {
     connected: bool,
     asking: bool,
     ask_at: Option<Instant>,
-    stream: Stream,
-}
-
-/// A stream to a relay that is not reached straight.
-#[derive(Default)]
-enum Stream {
-    #[default]
-    None,
-    /// Wanted from then on; so many tries failed.
-    Wanted {
-        at: Instant,
-        failures: u32,
-    },
-    Opening {
-        failures: u32,
-    },
-    Open(Carrier),
+    /// To its relay, if that is not reached straight.
+    stream: RelayStream<Carrier>,
 }
 
 impl Offer {
     /// The relay's place in every way that there is.
     fn grants(&self) -> impl Iterator<Item = RelayGrant> {
-        let carried = match (&self.grant, &self.stream) {
-            (Some(grant), Stream::Open(carrier)) => Some(RelayGrant {
-                carrier: Some(carrier.at),
-                ..grant.clone()
-            }),
-            _ => None,
-        };
+        let carried = self.grant.as_ref().zip(self.stream.get());
+        let carried = carried.map(|(grant, carrier)| RelayGrant {
+            carrier: Some(carrier.at),
+            ..grant.clone()
+        });
         self.grant.clone().into_iter().chain(carried)
-    }
-
-    /// Datagrams do not get to the relay: a stream is wanted.
-    fn want_stream(&mut self, now: Instant) {
-        if matches!(self.stream, Stream::None) {
-            self.stream = Stream::Wanted {
-                at: now,
-                failures: 0,
-            };
-        }
-    }
-
-    /// A stream could not be opened, or has ended.
-    fn want_stream_later(&mut self, failures: u32, now: Instant) {
-        let wait = CARRY_AGAIN_MIN.saturating_mul(1 << failures.min(8));
-        self.stream = Stream::Wanted {
-            at: now + wait.min(CARRY_AGAIN_MAX),
-            failures: failures + 1,
-        };
     }
 
     /// Where the fabric node takes streams, if one is to be opened now.
     fn stream_due(&self, now: Instant) -> Option<StreamAddr> {
-        let Stream::Wanted { at, .. } = self.stream else {
-            return None;
-        };
-        let grant = self.grant.as_ref().filter(|_| at <= now)?;
+        self.stream.due().filter(|at| *at <= now)?;
+        let grant = self.grant.as_ref()?;
         let streams = &self.services.as_ref()?.streams;
         // Of the IP version that the relay has, for that one the node has too.
         let like_relay = |addr: &&SocketAddr| addr.is_ipv4() == grant.relay.is_ipv4();
@@ -134,21 +95,17 @@ impl Fabric {
             .values()
             .filter(|offer| !offer.asking)
             .filter_map(|offer| offer.ask_at);
-        let streams = self.offers.values().filter_map(|offer| match offer.stream {
-            Stream::Wanted { at, .. } => offer.stream_due(at).map(|_| at),
-            _ => None,
+        let streams = self.offers.values().filter_map(|offer| {
+            let at = offer.stream.due()?;
+            offer.stream_due(at).map(|_| at)
         });
         asks.chain(streams).min()
     }
 
     /// Whether this address of the host stands for a relay at the other end of a stream.
     pub(super) fn is_stream(&self, addr: SocketAddr) -> bool {
-        let streams = self.offers.values().map(|offer| &offer.stream);
-        let mut open = streams.filter_map(|stream| match stream {
-            Stream::Open(carrier) => Some(carrier.at),
-            _ => None,
-        });
-        open.any(|at| at == addr)
+        let mut open = self.offers.values().filter_map(|offer| offer.stream.get());
+        open.any(|carrier| carrier.at == addr)
     }
 
     /// How many are connected.
@@ -291,13 +248,9 @@ impl Node {
         debug!(?way, "relay lost");
         let now = Instant::now();
         offer.ask_at.get_or_insert_with(|| now + ASK_AGAIN);
-        match (way.carrier, &offer.stream) {
-            (None, _) => offer.want_stream(now),
-            (Some(at), Stream::Open(carrier)) if carrier.at == at => {
-                offer.want_stream_later(0, now);
-                self.tell_services();
-            }
-            _ => {}
+        match way.carrier {
+            None => offer.stream.want(now),
+            Some(at) => self.carrier_ended(way.via, at),
         }
     }
 
@@ -306,7 +259,7 @@ impl Node {
         if let Some(offer) = self.fabric.offers.get_mut(&way.via)
             && way.carrier.is_none()
         {
-            offer.want_stream(Instant::now());
+            offer.stream.want(Instant::now());
         }
     }
 
@@ -319,7 +272,7 @@ impl Node {
             info!(peer = ?way.via, "relay reached through a stream");
             return;
         }
-        if !matches!(std::mem::take(&mut offer.stream), Stream::None) {
+        if offer.stream.close() {
             debug!(peer = ?way.via, "no stream is needed");
             self.tell_services();
         }
@@ -330,9 +283,7 @@ impl Node {
             let Some(to) = offer.stream_due(now) else {
                 continue;
             };
-            if let Stream::Wanted { failures, .. } = offer.stream {
-                offer.stream = Stream::Opening { failures };
-            }
+            offer.stream.begin();
             let (peer, carriers, mail) = (*peer, self.carriers.clone(), self.mail.clone());
             tokio::spawn(async move {
                 let ended = {
@@ -357,30 +308,20 @@ impl Node {
         let Some(offer) = self.fabric.offers.get_mut(&peer) else {
             return;
         };
-        let Stream::Opening { failures } = offer.stream else {
-            return; // it is not needed any more, and closed by being dropped
-        };
-        match carrier {
-            Ok(carrier) => {
-                debug!(?peer, at = %carrier.at, "stream to a relay open");
-                offer.stream = Stream::Open(carrier);
-                self.tell_services();
-            }
-            Err(error) => {
-                if failures.is_power_of_two() || failures == 0 {
-                    warn!(?peer, %error, "neither datagrams nor streams reach this relay");
-                }
-                offer.want_stream_later(failures, Instant::now());
-            }
+        if let Some((failures, error)) = offer.stream.opened(carrier, Instant::now())
+            && failures.is_power_of_two()
+        {
+            warn!(?peer, %error, failures, "neither datagrams nor streams reach this relay");
         }
+        self.tell_services();
     }
 
     /// A stream has ended by itself.
     pub(super) fn carrier_ended(&mut self, peer: PeerId, at: SocketAddr) {
         if let Some(offer) = self.fabric.offers.get_mut(&peer)
-            && matches!(&offer.stream, Stream::Open(carrier) if carrier.at == at)
+            && offer.stream.get().is_some_and(|carrier| carrier.at == at)
         {
-            offer.want_stream_later(0, Instant::now());
+            offer.stream.ended(Instant::now());
             self.tell_services();
         }
     }

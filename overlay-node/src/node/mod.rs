@@ -18,6 +18,7 @@ mod nat;
 mod ports;
 mod records;
 mod registrar;
+mod relay_stream;
 mod requests;
 mod snoop;
 mod status;
