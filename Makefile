@@ -41,10 +41,12 @@ test: lint
 	BOLERO_RANDOM_TEST_TIME_MS=$(FUZZ_MS) $(CARGO) nextest run --locked --workspace -E 'package(farlan-fuzz)'
 	tests/tools/as-root $(CARGO) nextest run --locked --workspace -E '$(KERNEL)'
 
-prove: build
+# Of the build that people run: what is not optimised takes twice the memory.
+prove:
 	tests/tools/install test
-	$(CARGO) build --locked -p overlay-tests --bin prove
-	tests/tools/as-root $(dir $(FARLAN))prove $(ARGS)
+	$(CARGO) build --locked --release -p cli --bin farlan
+	$(CARGO) build --locked --release -p overlay-tests --bin prove
+	tests/tools/as-root $(or $(CARGO_TARGET_DIR),target)/release/prove $(ARGS)
 
 # Runs the stages for a minute or two, the comparison for some minutes with each tunnel that is on this machine.
 bench: build
