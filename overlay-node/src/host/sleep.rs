@@ -7,8 +7,8 @@ use rustix::{
         clock_gettime, timerfd_create, timerfd_settime,
     },
 };
-use std::{io, os::fd::OwnedFd, time::Duration};
-use tokio::io::{Interest, unix::AsyncFd};
+use std::{io, time::Duration};
+use tokio::net::unix::pipe;
 
 /// Shorter pauses harm nothing: no NAT forgets a mapping so soon.
 const MATTERS: Duration = Duration::from_secs(2);
@@ -21,8 +21,9 @@ const NEVER: Timespec = Timespec {
 /// Tells when the machine woke up.
 #[derive(Debug)]
 pub struct SleepWatch {
-    /// Cancelled by the kernel whenever the wall clock jumps, as it does at every resume (timerfd_create(2)).
-    timer: AsyncFd<OwnedFd>,
+    /// A timer, which reads like a pipe. The kernel cancels it whenever the wall clock jumps, as it does at every resume
+    /// (timerfd_create(2)).
+    timer: pipe::Receiver,
     /// How long the machine had slept in all.
     before: Duration,
 }
@@ -40,11 +41,8 @@ impl SleepWatch {
             TimerfdClockId::Realtime,
             TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
         )?;
-        // SAFETY: the timer owns its descriptor, gives no other one, and lives as long as the registration, which holds it.
-        #[expect(unsafe_code, reason = "no safe way registers a descriptor")]
-        let timer = unsafe { AsyncFd::register_with_interest(timer, Interest::READABLE) }?;
         Ok(Self {
-            timer,
+            timer: pipe::Receiver::from_owned_fd_unchecked(timer)?,
             before: slept_in_all(),
         })
     }
@@ -63,17 +61,16 @@ impl SleepWatch {
                 it_value: NEVER,
             };
             let flags = TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET;
-            match timerfd_settime(self.timer.get_ref(), flags, &at) {
+            match timerfd_settime(&self.timer, flags, &at) {
                 Ok(_) | Err(Errno::CANCELED) => {} // told of a jump since the last call; it is armed all the same
                 Err(error) => return Err(error.into()),
             }
             if let Some(slept) = slept_since(&mut self.before, slept_in_all()) {
                 return Ok(slept);
             }
-            let mut ready = self.timer.readable().await?;
-            // ECANCELED is what it is waited for; reading it is what lets the timer be armed anew.
-            let _cancelled = rustix::io::read(self.timer.get_ref(), &mut [0; 8]);
-            ready.clear_ready();
+            self.timer.readable().await?;
+            // ECANCELED is what is waited for; reading it is what lets the timer be armed anew.
+            let _cancelled = self.timer.try_read(&mut [0; 8]);
         }
     }
 }

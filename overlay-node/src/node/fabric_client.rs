@@ -33,6 +33,7 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const ASK_FULL_AGAIN: Duration = Duration::from_secs(30);
 /// How long it may take to answer.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
+
 #[derive(Default)]
 struct Offer {
     /// Where it says it is, best for others to begin with.
@@ -286,19 +287,18 @@ impl Node {
             offer.stream.begin();
             let (peer, carriers, mail) = (*peer, self.carriers.clone(), self.mail.clone());
             tokio::spawn(async move {
-                let ended = {
-                    let mail = mail.clone();
-                    move |at| {
-                        // The mailbox may be full: whoever waits is the stream's own task, which has ended.
-                        tokio::spawn(async move {
-                            let done = Box::new(Done::CarrierEnded { peer, at });
-                            let _stopping = mail.send(Mail::Done(done)).await;
-                        });
-                    }
+                let (carrier, carrying) = match carriers.open(&to).await {
+                    Ok((carrier, carrying)) => (Ok(carrier), Some(carrying)),
+                    Err(error) => (Err(error), None),
                 };
-                let carrier = carriers.open(&to, ended).await;
-                let done = Box::new(Done::CarrierOpened { peer, carrier });
-                let _stopping = mail.send(Mail::Done(done)).await;
+                let at = carrier.as_ref().ok().map(|carrier| carrier.at);
+                let opened = Done::CarrierOpened { peer, carrier };
+                let _stopping = mail.send(Mail::Done(Box::new(opened))).await;
+                if let (Some(carrying), Some(at)) = (carrying, at) {
+                    let _ended = carrying.await;
+                    let ended = Done::CarrierEnded { peer, at };
+                    let _stopping = mail.send(Mail::Done(Box::new(ended))).await;
+                }
             });
         }
     }
@@ -308,12 +308,13 @@ impl Node {
         let Some(offer) = self.fabric.offers.get_mut(&peer) else {
             return;
         };
-        if let Some((failures, error)) = offer.stream.opened(carrier, Instant::now())
-            && failures.is_power_of_two()
-        {
-            warn!(?peer, %error, failures, "neither datagrams nor streams reach this relay");
+        match offer.stream.opened(carrier, Instant::now()) {
+            None => self.tell_services(),
+            Some((failures, error)) if failures.is_power_of_two() => {
+                warn!(?peer, %error, failures, "neither datagrams nor streams reach this relay");
+            }
+            Some(_) => {}
         }
-        self.tell_services();
     }
 
     /// A stream has ended by itself.

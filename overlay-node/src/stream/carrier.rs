@@ -12,7 +12,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::UdpSocket,
-    task::AbortHandle,
+    task::{AbortHandle, JoinHandle},
 };
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tracing::debug;
@@ -46,27 +46,20 @@ pub(crate) struct Carriers {
 }
 
 impl Carriers {
-    /// Opens a stream to one of the places where a fabric node takes them; `ended` is called when it has ended by itself.
+    /// Opens a stream to where a fabric node takes them. The task ends with the stream.
     ///
     /// # Errors
     /// What went wrong in each way.
-    pub(crate) async fn open(
-        &self,
-        to: &StreamAddr,
-        ended: impl FnOnce(SocketAddr) + Send + 'static,
-    ) -> io::Result<Carrier> {
+    pub(crate) async fn open(&self, to: &StreamAddr) -> io::Result<(Carrier, JoinHandle<()>)> {
         let stream = self.opener.open(to, StreamService::Datagrams).await?;
         let udp = loopback_socket(self.data_port).await?;
         let at = udp.local_addr()?;
-        let task = tokio::spawn(async move {
-            let outcome = carry(&udp, stream, |_| true).await;
+        let carrying = tokio::spawn(async move {
+            let outcome = carry(&udp, stream).await;
             debug!(%at, ?outcome, "a stream ended");
-            ended(at);
         });
-        Ok(Carrier {
-            at,
-            task: task.abort_handle(),
-        })
+        let task = carrying.abort_handle();
+        Ok((Carrier { at, task }, carrying))
     }
 }
 
@@ -87,38 +80,27 @@ pub(super) async fn loopback_socket(service: SocketAddr) -> io::Result<UdpSocket
     Ok(udp)
 }
 
-/// Moves datagrams both ways until the stream ends. What comes out of the stream and is not `welcome` is dropped.
+/// Moves datagrams both ways until the stream ends.
 ///
 /// # Errors
 /// Why it ended, if not by its other end's wish.
-pub(super) async fn carry(
-    udp: &UdpSocket,
-    stream: impl AsyncRead + AsyncWrite,
-    welcome: impl Fn(&[u8]) -> bool,
-) -> io::Result<()> {
+pub(super) async fn carry(udp: &UdpSocket, stream: impl AsyncRead + AsyncWrite) -> io::Result<()> {
     let (reader, writer) = tokio::io::split(stream);
     tokio::select! {
-        ended = unpack(udp, reader, welcome) => ended,
+        ended = unpack(udp, reader) => ended,
         ended = pack(udp, writer) => ended,
     }
 }
 
-async fn unpack(
-    udp: &UdpSocket,
-    reader: impl AsyncRead,
-    welcome: impl Fn(&[u8]) -> bool,
-) -> io::Result<()> {
+async fn unpack(udp: &UdpSocket, reader: impl AsyncRead) -> io::Result<()> {
     let codec = LengthDelimitedCodec::builder()
         .length_field_type::<u16>()
         .max_frame_length(DATAGRAM_BYTES_MAX)
         .new_codec();
     let mut datagrams = std::pin::pin!(FramedRead::new(reader, codec));
     while let Some(datagram) = datagrams.next().await {
-        let datagram = datagram?;
-        if welcome(&datagram) {
-            // What the service does not take is lost, as on any network.
-            let _unsent = udp.send(&datagram).await;
-        }
+        // What the service does not take is lost, as on any network.
+        let _unsent = udp.send(&datagram?).await;
     }
     Ok(())
 }
@@ -164,8 +146,8 @@ mod tests {
         let near = loopback_socket(client.local_addr().unwrap()).await.unwrap();
         client.connect(near.local_addr().unwrap()).await.unwrap();
         let (a, b) = tokio::io::duplex(64 << 10);
-        tokio::spawn(async move { carry(&far, a, |bytes| bytes != b"unwelcome").await });
-        tokio::spawn(async move { carry(&near, b, |_| true).await });
+        tokio::spawn(async move { carry(&far, a).await });
+        tokio::spawn(async move { carry(&near, b).await });
         (service, client)
     }
 
@@ -173,7 +155,6 @@ mod tests {
     async fn datagrams_of_any_size_cross_whole_and_in_order() {
         let (service, client) = carried().await;
         let sizes = [0, 1, 1400, 9000, 40_000, 2];
-        client.send(b"unwelcome").await.unwrap();
         for size in sizes {
             client.send(&vec![size as u8; size]).await.unwrap();
         }
@@ -205,7 +186,7 @@ mod tests {
         client.connect(local.local_addr().unwrap()).await.unwrap();
         client.send(b"stranger").await.unwrap();
         let (stream, mut far) = tokio::io::duplex(1024);
-        let task = tokio::spawn(async move { carry(&local, stream, |_| true).await });
+        let task = tokio::spawn(async move { carry(&local, stream).await });
         let mut byte = [0; 1];
         let heard = timeout(
             Duration::from_millis(200),

@@ -280,7 +280,8 @@ fn handle_batch(
     while at < bytes.len() {
         let end = (at + stride).min(bytes.len());
         let target = match classify(&bytes[at..end]) {
-            DatagramKind::Stun => {
+            // Out of a stream a question would be answered to an address of this host, and could name others (RESPONSE-PORT).
+            DatagramKind::Stun if !state.relay.is_stream(from) => {
                 answer_stun(state, sockets, socket, meta, &bytes[at..end], now);
                 None
             }
@@ -402,18 +403,22 @@ fn send(
     }
 }
 
-/// The socket at `addr`, and for an unspecified address its twin of the other IP version where there is one.
-fn open_both_versions(addr: SocketAddr, is_main: bool) -> io::Result<Vec<Socket>> {
-    let first = open(addr, is_main)?;
+/// For an unspecified address the same of the other IP version, with this port.
+pub fn twin_of(addr: SocketAddr, port: u16) -> Option<SocketAddr> {
     let twin: IpAddr = if addr.is_ipv4() {
         Ipv6Addr::UNSPECIFIED.into()
     } else {
         Ipv4Addr::UNSPECIFIED.into()
     };
-    let twin = addr
-        .ip()
+    addr.ip()
         .is_unspecified()
-        .then(|| open(SocketAddr::new(twin, first.addr.port()), is_main));
+        .then(|| SocketAddr::new(twin, port))
+}
+
+/// The socket at `addr`, and for an unspecified address its twin of the other IP version where there is one.
+fn open_both_versions(addr: SocketAddr, is_main: bool) -> io::Result<Vec<Socket>> {
+    let first = open(addr, is_main)?;
+    let twin = twin_of(addr, first.addr.port()).map(|twin| open(twin, is_main));
     // A host may well have only one IP version.
     Ok(std::iter::once(first)
         .chain(twin.and_then(Result::ok))

@@ -47,8 +47,8 @@ const PAUSES: [Duration; 4] = [
 const BUSY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Ports that a NAT gives out: all but those below 1024.
-const PORT_MIN: u32 = 1024;
-const PORTS: u32 = 65_536 - PORT_MIN;
+pub(super) const PORT_MIN: u32 = 1024;
+pub(super) const PORTS: u32 = 65_536 - PORT_MIN;
 
 /// All ports, each once, in an order of our own that goes on where the last run ended.
 #[derive(Debug, Default)]

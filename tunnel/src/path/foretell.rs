@@ -5,6 +5,7 @@
 //! A fresh socket, because the data port's mappings for servers that we know are old, and because its probes to other
 //! addresses would take ports in between.
 
+use super::chance::{PORT_MIN, PORTS};
 use super::sockets::SocketWish;
 use super::{ControlMessage, Passage, PathAgent};
 use crate::path::credit::PROBE_BYTES;
@@ -58,9 +59,9 @@ pub(super) struct Foretold {
 impl Foretold {
     /// The address of the mapping that is the `n`th from now; ports go round from 65535 to 1024.
     fn nth(self, n: u16) -> SocketAddr {
-        const PORTS: i32 = 65_536 - 1024;
-        let port = i32::from(self.base.port()) - 1024 + i32::from(self.step) * i32::from(n);
-        SocketAddr::new(self.base.ip(), (port.rem_euclid(PORTS) + 1024) as u16)
+        let (min, ports) = (PORT_MIN as i32, PORTS as i32);
+        let port = i32::from(self.base.port()) - min + i32::from(self.step) * i32::from(n);
+        SocketAddr::new(self.base.ip(), (port.rem_euclid(ports) + min) as u16)
     }
 }
 
@@ -237,7 +238,7 @@ impl PathAgent {
             .as_ref()
             .is_some_and(|theirs| theirs.number == number);
         let is_sane = self.candidates.is_sane(base)
-            && base.port() >= 1024
+            && u32::from(base.port()) >= PORT_MIN
             && step != 0
             && u32::from(step.unsigned_abs()) <= STEP_MAX;
         let Passage::Predicted { ours, theirs: true } = self.passage() else {

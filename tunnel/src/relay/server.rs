@@ -210,6 +210,11 @@ impl RelayServer {
         self.streams.insert(local, client);
     }
 
+    /// Whether what comes from there was carried here by a stream.
+    pub fn is_stream(&self, local: SocketAddr) -> bool {
+        self.streams.contains_key(&local)
+    }
+
     /// That stream has ended, and with it what was bound through it.
     pub fn close_stream(&mut self, local: SocketAddr, now: Instant) {
         self.streams.remove(&local);
