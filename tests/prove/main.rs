@@ -19,6 +19,7 @@ mod memory;
 mod overlay;
 #[path = "../reachability/mod.rs"]
 mod reachability;
+mod ssh;
 mod transfer;
 mod wire;
 
@@ -74,7 +75,7 @@ fn main() -> Result<()> {
     {
         return memory::hold(sessions, far);
     }
-    let parts: [Part; 8] = [
+    let parts: [Part; 9] = [
         ("first-ping-direct", |amount| {
             let goal = Duration::from_secs(3);
             first_ping(amount, Nat::PortRestricted, "direct", goal)
@@ -89,6 +90,7 @@ fn main() -> Result<()> {
         ("memory", memory::memory),
         ("relay", transfer::relay),
         ("lossy-path", transfer::lossy),
+        ("ssh", ssh::ssh),
         ("matrix", matrix::matrix),
     ];
     let (flags, only): (Vec<String>, Vec<String>) = arguments
