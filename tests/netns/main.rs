@@ -27,4 +27,3 @@ mod static_peers;
 mod streams;
 mod super_frames;
 mod symmetric;
-mod talk;

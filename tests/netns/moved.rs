@@ -1,11 +1,8 @@
-//! What befalls a node's own network while a connection inside is in use: another default route, another address, a NAT that
-//! forgets or is another one, a cable, a sleep. None of it may break the connection, and it goes on soon.
+//! What befalls a node's own network while it is in use: none of it may break an ssh session inside, and it goes on soon.
 
-use crate::overlay::{
-    await_path, eventually, fabric, founder, host_behind, lab, member, path_kind, ping, within,
-};
-use crate::talk::Talk;
-use cli::lab::Nat;
+use crate::overlay::{lab, path_kind, within};
+use crate::reachability::moved::{Event, LAPTOP, NETWORK, PEER, Stage};
+use crate::reachability::talk::Talk;
 use std::time::Duration;
 
 /// The goal is 2 s beside the time that the network itself was away; a busy machine may take so much longer.
@@ -18,66 +15,28 @@ const SETTLED: Duration = Duration::from_secs(8);
 #[test]
 fn connections_live_through_whatever_befalls_the_network_under_them() {
     let lab = lab("moved");
-    let (_fabric, bootstrap) = fabric(&lab);
-    let peer_host = host_behind(&lab, Nat::PortRestricted, "peer");
-    let peer = founder(&peer_host, &bootstrap, "lab", &[]);
-    let (home, cafe) = (
-        lab.site("home", Nat::PortRestricted).unwrap(),
-        lab.site("cafe", Nat::PortRestricted).unwrap(),
-    );
-    let host = home.host("laptop").unwrap();
-    let wifi = cafe.second_uplink(host.machine(), "eth1").unwrap();
-    let node = member(&host, &peer, "lab");
-    let address = peer.address("lab").unwrap();
-    eventually(|| ping(&host, &address)).unwrap();
-    await_path(&node, "lab", "peer-host", "direct").unwrap();
-
-    let talk = Talk::begin(host.machine(), peer.machine(), &address);
+    let stage = Stage::build(&lab).unwrap();
+    let talk = Talk::by_ssh(&stage.host, &stage.address).unwrap();
     let mut slow = Vec::new();
-    let mut befall = |what: &str, away: Duration, act: &dyn Fn()| {
+    for event in Event::ALL {
         talk.worst();
-        act();
+        stage.befall(event).unwrap();
         std::thread::sleep(SETTLED);
-        let pause = talk.worst().saturating_sub(away);
-        println!("{what}: {pause:?} beside {away:?}");
+        let pause = talk.worst().saturating_sub(event.away());
+        println!("{event}: {pause:?} beside {:?}", event.away());
         if pause > PAUSE_MAX {
-            slow.push(format!("{what}: {pause:?}"));
+            slow.push(format!("{event}: {pause:?}"));
         }
-    };
-    let none = Duration::ZERO;
-    befall("the default route goes by the other uplink", none, &|| {
-        wifi.make_default().unwrap();
-    });
-    befall("and back", none, &|| host.uplink().make_default().unwrap());
-    befall("the NAT gets another outside address", none, &|| {
-        home.renumber().unwrap();
-    });
-    let off = Duration::from_millis(500);
-    befall("the NAT is restarted", off, &|| {
-        home.reboot_router(off).unwrap()
-    });
-    let unplugged = Duration::from_secs(1);
-    befall("the cable is pulled and put back", unplugged, &|| {
-        host.uplink().down().unwrap();
-        std::thread::sleep(unplugged);
-        host.uplink().up().unwrap();
-    });
-    let asleep = Duration::from_secs(6);
-    befall("the machine sleeps", asleep, &|| {
-        host.suspend().unwrap();
-        std::thread::sleep(asleep);
-        host.resume().unwrap();
-    });
-    befall("the host gets another address", none, &|| {
-        home.readdress(&host).unwrap();
-    });
-    talk.end();
+    }
+    talk.end().unwrap();
     assert_eq!(slow, Vec::<String>::new());
     // After so many rounds at once, the next one waits its turn.
-    within(NEXT_ROUND, || {
-        let kind = path_kind(&node, "lab", "peer-host")?;
-        anyhow::ensure!(kind == "direct", "the path is {kind}");
-        Ok(())
-    })
-    .unwrap();
+    for (node, other) in [(&stage.node, PEER), (&stage.peer, LAPTOP)] {
+        within(NEXT_ROUND, || {
+            let kind = path_kind(node, NETWORK, other)?;
+            anyhow::ensure!(kind == "direct", "the path to {other} is {kind}");
+            Ok(())
+        })
+        .unwrap();
+    }
 }

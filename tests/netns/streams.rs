@@ -3,34 +3,11 @@
 use crate::overlay::{
     FARLAN, await_path, eventually, fabric, founder, lab, member, path_kind, ping, ssh_key, sshd,
 };
-use crate::talk::Talk;
+use crate::reachability::moved::{let_out_all, let_out_only};
+use crate::reachability::talk::Talk;
 use cli::demo::Node;
-use cli::lab::{Host, Lab, Nat, Outbound, Site, SiteOptions};
+use cli::lab::{Host, Lab, Nat, Outbound, SiteOptions};
 use std::time::Duration;
-
-/// Lets nothing out of a site but what `allowed` says, in nft's words.
-fn let_out_only(site: &Site<'_>, allowed: &str) {
-    site.router()
-        .nft(&format!(
-            "table inet firewall {{
-  chain out {{
-    type filter hook forward priority filter - 10; policy accept;
-    iifname \"lan\" {allowed} accept
-    iifname \"lan\" drop
-    iifname \"wan\" meta l4proto udp drop
-  }}
-}}
-"
-        ))
-        .unwrap();
-}
-
-/// Opens it again.
-fn let_out_all(site: &Site<'_>) {
-    site.router()
-        .run(&["nft", "delete", "table", "inet", "firewall"])
-        .unwrap();
-}
 
 /// A founder with a public address, and its overlay address.
 fn public_founder(lab: &Lab, bootstrap: &str) -> (Node, String) {
@@ -56,7 +33,7 @@ fn a_node_that_gets_out_by_tls_only_joins_and_goes_back_to_udp_by_itself() {
     let (_fabric, bootstrap) = fabric(&lab);
     let (first, first_address) = public_founder(&lab, &bootstrap);
     let site = lab.site("office", Nat::PortRestricted).unwrap();
-    let_out_only(&site, "tcp dport 443");
+    let_out_only(&site, "tcp dport 443").unwrap();
     let host = site.host("desk").unwrap();
     let second = join(&host, &first, &[]);
     let second_address = second.address("lab").unwrap();
@@ -67,13 +44,13 @@ fn a_node_that_gets_out_by_tls_only_joins_and_goes_back_to_udp_by_itself() {
     assert_eq!(path_kind(&first, "lab", "desk").unwrap(), "relay");
 
     // A connection inside lives through the way up and down again.
-    let talk = Talk::begin(&host, first.machine(), &first_address);
-    let_out_all(&site);
+    let talk = Talk::by_tcp(&host, first.machine(), &first_address).unwrap();
+    let_out_all(&site).unwrap();
     await_path(&second, "lab", "founder", "direct").unwrap();
-    let_out_only(&site, "tcp dport 443");
+    let_out_only(&site, "tcp dport 443").unwrap();
     await_path(&second, "lab", "founder", "stream").unwrap();
     let worst = talk.worst();
-    talk.end();
+    talk.end().unwrap();
     assert!(worst < PAUSE_MAX, "it paused for {worst:?}");
 }
 
@@ -84,7 +61,7 @@ fn two_nodes_that_get_out_by_tls_only_reach_each_other() {
     let (first, _) = public_founder(&lab, &bootstrap);
     let nodes = ["east", "west"].map(|name| {
         let site = lab.site(name, Nat::PortRestricted).unwrap();
-        let_out_only(&site, "tcp dport 443");
+        let_out_only(&site, "tcp dport 443").unwrap();
         let host = site.host(&format!("{name}-host")).unwrap();
         member(&host, &first, "lab")
     });
@@ -130,7 +107,7 @@ fn a_node_that_gets_out_by_ssh_only_joins_and_goes_back_to_udp_by_itself() {
     let gateway = lab.public_host("gateway").unwrap();
     let site = lab.site("cell", Nat::PortRestricted).unwrap();
     let allowed = format!("ip daddr {} tcp dport 22", gateway.address());
-    let_out_only(&site, &allowed);
+    let_out_only(&site, &allowed).unwrap();
     let host = site.host("inmate").unwrap();
     let _daemon = sshd(&gateway, &ssh_key(&host));
     let via = format!("ssh://root@{}", gateway.address());
@@ -140,7 +117,7 @@ fn a_node_that_gets_out_by_ssh_only_joins_and_goes_back_to_udp_by_itself() {
     eventually(|| ping(&host, &first_address)).unwrap();
     eventually(|| ping(first.machine(), &second_address)).unwrap();
     assert_eq!(path_kind(&second, "lab", "founder").unwrap(), "stream");
-    let_out_all(&site);
+    let_out_all(&site).unwrap();
     await_path(&second, "lab", "founder", "direct").unwrap();
     // Nothing was put on the gateway, and no shell was run there.
     let processes = gateway.run(&["ps", "-e", "-o", "comm="]).unwrap();
@@ -154,7 +131,7 @@ fn an_ssh_gateway_that_refuses_is_named_with_its_reason() {
     let (first, _) = public_founder(&lab, &bootstrap);
     let gateway = lab.public_host("gateway").unwrap();
     let site = lab.site("cell", Nat::PortRestricted).unwrap();
-    let_out_only(&site, "tcp dport 22");
+    let_out_only(&site, "tcp dport 22").unwrap();
     let (host, other) = (site.host("inmate").unwrap(), site.host("other").unwrap());
     let _daemon = sshd(&gateway, &ssh_key(&other));
     let _unused = ssh_key(&host);

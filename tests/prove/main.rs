@@ -15,6 +15,7 @@ mod matrix;
 #[path = "../measuring.rs"]
 mod measuring;
 mod memory;
+mod moved;
 #[path = "../netns/overlay.rs"]
 mod overlay;
 #[path = "../reachability/mod.rs"]
@@ -75,7 +76,7 @@ fn main() -> Result<()> {
     {
         return memory::hold(sessions, far);
     }
-    let parts: [Part; 9] = [
+    let parts: [Part; 10] = [
         ("first-ping-direct", |amount| {
             let goal = Duration::from_secs(3);
             first_ping(amount, Nat::PortRestricted, "direct", goal)
@@ -91,6 +92,7 @@ fn main() -> Result<()> {
         ("relay", transfer::relay),
         ("lossy-path", transfer::lossy),
         ("ssh", ssh::ssh),
+        ("moved", moved::moved),
         ("matrix", matrix::matrix),
     ];
     let (flags, only): (Vec<String>, Vec<String>) = arguments

@@ -402,6 +402,7 @@ impl PathAgent {
                 };
                 self.send(from, ControlMessage::Pong { id, observed }, None, now);
                 self.handle_received(from, now);
+                self.handle_asked(from, now);
             }
             ControlMessage::Pong { id, observed } => {
                 self.handle_received(from, now);

@@ -60,6 +60,15 @@ impl PathAgent {
         self.watch.is_none() && is_time && is_fresh && is_old_silent && new.tier <= old.tier
     }
 
+    /// The peer probed a path. Who is asked again and again on the path in use hears the peer, which may not hear it: what we
+    /// send is lost.
+    pub(super) fn handle_asked(&mut self, addr: PathAddr, now: Instant) {
+        let path = self.paths.get_mut(&addr);
+        if self.current == Some(addr) && path.is_some_and(|path| path.handle_asked(now)) {
+            self.doubt(now);
+        }
+    }
+
     pub(super) fn doubt(&mut self, now: Instant) {
         if self.current.is_some() && self.watch.is_none() {
             self.watch = Some(Watch::new(now));

@@ -17,6 +17,13 @@ const HOLD_DOWN_MAX: Duration = Duration::from_secs(300);
 /// Failures are forgotten after the path held for this long.
 const FORGIVE_AFTER: Duration = Duration::from_secs(600);
 
+/// A peer in doubt asks so often before it leaves ([`super::watch`]); one that searches for a size asks as often, but then we
+/// were answered lately, or are by the probe that this costs.
+const ASKED_MAX: u32 = 3;
+
+/// Our own probes were answered within this time: nothing that we send gets lost.
+const ANSWERED_LATELY: Duration = Duration::from_millis(500);
+
 #[derive(Debug)]
 pub(super) struct Path {
     pub(super) tier: Tier,
@@ -31,6 +38,8 @@ pub(super) struct Path {
     pub(super) answered_at: Option<Instant>,
     pub(super) heard_at: Option<Instant>,
     pub(super) challenged_at: Option<Instant>,
+    /// Probes of the peer's that came since it answered one of ours.
+    asked: u32,
     pub(super) mtu: PathMtu,
     failures: u32,
     failed_at: Option<Instant>,
@@ -54,6 +63,7 @@ impl Path {
             answered_at: None,
             heard_at: None,
             challenged_at: None,
+            asked: 0,
             mtu: PathMtu::new(overhead, datagram_bytes_max),
             failures: 0,
             failed_at: None,
@@ -68,6 +78,18 @@ impl Path {
         self.proven = true;
         self.validated = true;
         self.answered_at = Some(now);
+        self.asked = 0;
+    }
+
+    /// The peer probed it. Says whether it asks like one who gets no answers, while we have none of it either.
+    pub(super) fn handle_asked(&mut self, now: Instant) -> bool {
+        self.asked = self.asked.saturating_add(1);
+        let is_answered = |at| now.saturating_duration_since(at) < ANSWERED_LATELY;
+        let doubts = self.asked >= ASKED_MAX && !self.answered_at.is_some_and(is_answered);
+        if doubts {
+            self.asked = 0;
+        }
+        doubts
     }
 
     /// It does not work any more; what was known of it must be proved again.

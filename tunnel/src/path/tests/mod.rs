@@ -110,6 +110,9 @@ struct World {
     sides: [Side; 2],
     relay_up: [bool; 2],
     direct_up: bool,
+    /// What this side sends is lost, though it hears the other: straight for good, and at the relays until it asks them where
+    /// they see it.
+    mute: Option<usize>,
     same_lan: bool,
     /// The largest UDP payload that passes.
     carries: u16,
@@ -130,6 +133,7 @@ impl World {
             sides,
             relay_up: [true; 2],
             direct_up: true,
+            mute: None,
             same_lan: false,
             carries: LINK,
             queue,
@@ -185,6 +189,12 @@ impl World {
     fn send(&mut self, from: usize, to: PathAddr, payload: Payload, size: u16) {
         self.sides[from].sent += 1;
         let other = 1 - from;
+        if self.mute == Some(from) {
+            let asked = self.sides[from].events.contains(&PathEvent::Distressed);
+            if !asked || !matches!(to, PathAddr::Relayed { .. }) {
+                return;
+            }
+        }
         let (seen_from, delay) = match to {
             PathAddr::Relayed { relay, index } => {
                 let up = (0..2).any(|r| RELAYS[r] == relay.to_string() && self.relay_up[r]);
@@ -488,6 +498,25 @@ fn a_broken_direct_path_falls_back_to_the_relay_and_climbs_up_again() {
     w.run(Duration::from_secs(90), |w| w.both(Tier::Direct))
         .expect("the direct path again");
     assert!(!w.lost());
+}
+
+#[test]
+fn a_side_whose_datagrams_are_all_lost_learns_it_from_the_other_ones_doubt() {
+    for mute in [0, 1] {
+        let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
+        w.session_up();
+        w.talk();
+        w.settle(10);
+        w.mute = Some(mute);
+        let heard = w.sides[1 - mute].heard_data;
+        let took = w
+            .run(Duration::from_secs(10), |w| {
+                w.sides[1 - mute].heard_data > heard + 5
+            })
+            .expect("data again");
+        assert!(took < Duration::from_secs(2), "{took:?}");
+        assert!(!w.lost());
+    }
 }
 
 #[test]
