@@ -1,6 +1,6 @@
 //! Which way frames go: punched, relayed, and back again after something broke.
 
-use crate::common::{SECOND, network};
+use crate::common::{SECOND, assert_direct, direct_after, network};
 use overlay_types::PathKind;
 use sim::nat::NatKind;
 
@@ -36,4 +36,10 @@ fn two_members_behind_symmetric_nats_stay_on_a_relay() {
         (Some(PathKind::Relay), Some(PathKind::Relay))
     );
     assert_eq!(overlay.ping_train(a, b, 20, 1472), 20);
+}
+
+#[test]
+fn two_members_behind_port_restricted_nats_are_direct_within_three_seconds_whatever_the_seed() {
+    let nats = [NatKind::PORT_RESTRICTED, NatKind::PORT_RESTRICTED];
+    assert_direct(&direct_after(nats, 3 * SECOND, false), 100);
 }

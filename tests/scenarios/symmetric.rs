@@ -1,58 +1,12 @@
 //! Symmetric NATs: what each pair comes to, over many seeds.
 
-use crate::common::{SECOND, network};
+use crate::common::{SECOND, assert_direct, direct_after, network};
 use overlay_types::PathKind;
 use sim::{
     nat::{NatKind, Ports},
     overlay::Overlay,
 };
-use std::time::Duration;
 use tunnel::path::Passage;
-
-/// Seeds of each story, if `FARLAN_SEEDS` does not ask for more.
-const SEEDS: u64 = 40;
-
-fn seeds() -> u64 {
-    match std::env::var("FARLAN_SEEDS") {
-        Ok(text) => text.parse().expect("FARLAN_SEEDS is a number"),
-        Err(_) => SEEDS,
-    }
-}
-
-/// How long until both members of a pair behind these NATs use a direct path; `None` for a seed where that took longer
-/// than `bound`. Counted from when they know each other, or, for a pair that must be `used`, from its first data.
-fn direct_after(nats: [NatKind; 2], bound: Duration, used: bool) -> Vec<Option<Duration>> {
-    let one = |n: u64| {
-        let (mut overlay, members) = network(1000 + n, &nats.map(Some));
-        let (a, b) = (members[0], members[1]);
-        // An address that nobody has yet when it is asked for is not sought again for a while.
-        let reaches = |overlay: &mut Overlay| overlay.ping(a, b, 15 * SECOND).is_some();
-        assert!(!used || reaches(&mut overlay), "seed {n}");
-        let took = overlay.run_until(bound, |overlay| {
-            let is_direct = |from, to| overlay.path(from, to) == Some(PathKind::Direct);
-            is_direct(a, b) && is_direct(b, a)
-        });
-        assert!(reaches(&mut overlay), "seed {n}");
-        assert_eq!(overlay.ping_train(a, b, 10, 1472), 10, "seed {n}");
-        assert_eq!(overlay.ping_train(b, a, 10, 1472), 10, "seed {n}");
-        took
-    };
-    (0..seeds()).map(one).collect()
-}
-
-/// Asserts that so many of a hundred are direct in time.
-fn assert_direct(took: &[Option<Duration>], percent: usize) {
-    let mut direct: Vec<_> = took.iter().flatten().collect();
-    direct.sort_unstable();
-    println!(
-        "{} of {}, half of them after {:?}, the last after {:?}",
-        direct.len(),
-        took.len(),
-        direct.get(direct.len() / 2),
-        direct.last()
-    );
-    assert!(direct.len() * 100 >= took.len() * percent, "{took:?}");
-}
 
 /// Asserts that a pair stays relayed, works, and says why.
 fn assert_relayed(nats: [NatKind; 2]) {

@@ -16,7 +16,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// A member that is off costs this little; it calls us itself when it comes back.
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// Attempts after which an unanswering peer's session is given up and, if nobody keeps it up always, the handshake too: 15 s.
-const ATTEMPTS_MAX: u32 = 5;
+const TRIES_MAX: u32 = 5;
 /// No more than one handshake a second is started on account of what others send us.
 const HANDSHAKE_PAUSE: Duration = Duration::from_secs(1);
 /// The member with the higher id waits this long for the other's first message, so that two seldom cross.
@@ -31,11 +31,13 @@ pub(super) enum Handshake {
     Idle,
     Due {
         at: Instant,
-        attempt: u32,
+        /// Unanswered so far, over the ways that there are now.
+        tries: u32,
     },
     Sent {
         initiator: Box<Initiator>,
-        attempt: u32,
+        /// The same, with the one under way; none when it went out before there were the ways of now.
+        tries: u32,
         retry_at: Instant,
     },
 }
@@ -60,12 +62,12 @@ impl Peer {
     /// Asks for a handshake at `at`, or earlier if one is due earlier.
     pub(in crate::engine) fn want_handshake(&mut self, at: Instant) {
         match &mut self.handshake {
-            Handshake::Idle => self.handshake = Handshake::Due { at, attempt: 0 },
+            Handshake::Idle => self.handshake = Handshake::Due { at, tries: 0 },
             Handshake::Due { at: due, .. } => *due = at.min(*due),
             Handshake::Sent {
-                attempt, retry_at, ..
-            } if *attempt >= ATTEMPTS_MAX && at < *retry_at => {
-                (*attempt, *retry_at) = (0, at); // it is worth trying afresh
+                tries, retry_at, ..
+            } if *tries > TRIES_MAX && at < *retry_at => {
+                (*tries, *retry_at) = (0, at); // it is worth trying afresh
             }
             Handshake::Sent { .. } => {}
         }
@@ -74,14 +76,14 @@ impl Peer {
     /// There are new ways to reach the peer, or to be reached: a handshake that nobody answered is tried over them at once.
     pub(in crate::engine) fn retry_handshake(&mut self, at: Instant) {
         if self.current.is_none()
-            && let Handshake::Due { attempt, at: due }
+            && let Handshake::Due { tries, at: due }
             | Handshake::Sent {
-                attempt,
+                tries,
                 retry_at: due,
                 ..
             } = &mut self.handshake
         {
-            (*attempt, *due) = (0, at.min(*due));
+            (*tries, *due) = (0, at.min(*due));
         }
     }
 
@@ -93,9 +95,10 @@ impl Peer {
         self.want_handshake(now.max(earliest));
     }
 
-    /// Whether this initiation loses against ours, which crosses it: the lower id's goes first.
+    /// Whether this initiation loses against ours, which crosses it: the lower id's goes first, as long as it is the first
+    /// over these ways. After that it may be that only the other side's arrive.
     pub(in crate::engine) fn outranks(&self, local: &Local) -> bool {
-        matches!(self.handshake, Handshake::Sent { attempt: 0, .. }) && local.me < self.key.1
+        matches!(self.handshake, Handshake::Sent { tries: 0..=1, .. }) && local.me < self.key.1
     }
 
     /// Whether an initiation is newer than the last one; it is the last one from then on.
@@ -112,7 +115,13 @@ impl Peer {
         ctx: &mut Context,
         now: Instant,
     ) {
+        let was_wanted = !self.handshake.is_idle();
         self.stop_handshake(ctx);
+        if was_wanted && self.current.is_none() {
+            // The other side's may have crossed ours, and then each answers and drops what the other answered.
+            let pause = ctx.rng.random_range(RETRY_FIRST..=2 * RETRY_FIRST);
+            self.want_handshake(now + pause);
+        }
         release(self.next.take(), ctx);
         let bytes = (HEADERS_BYTES + initiation_len) as u64;
         self.next = Some(Live {
@@ -133,7 +142,7 @@ impl Peer {
     ) {
         let Handshake::Sent {
             initiator,
-            attempt,
+            tries,
             retry_at,
         } = std::mem::replace(&mut self.handshake, Handshake::Idle)
         else {
@@ -159,7 +168,7 @@ impl Peer {
             Err((initiator, _)) => {
                 self.handshake = Handshake::Sent {
                     initiator: Box::new(initiator),
-                    attempt,
+                    tries,
                     retry_at,
                 };
                 ctx.count(Counter::DropHandshake);
@@ -219,18 +228,18 @@ impl Peer {
 
     /// Starts the handshake that is due, or makes the next attempt.
     pub(super) fn continue_handshake(&mut self, local: &Local, ctx: &mut Context, now: Instant) {
-        let attempt = match self.handshake {
-            Handshake::Due { at, attempt } if now >= at => attempt,
+        let tries = match self.handshake {
+            Handshake::Due { at, tries } if now >= at => tries,
             Handshake::Sent {
-                attempt, retry_at, ..
-            } if now >= retry_at => attempt + 1,
+                tries, retry_at, ..
+            } if now >= retry_at => tries,
             _ => return,
         };
-        if attempt >= ATTEMPTS_MAX {
+        if tries >= TRIES_MAX {
             self.give_up(ctx, now);
         }
-        if attempt < ATTEMPTS_MAX || self.eager {
-            self.initiate(local, attempt, ctx, now);
+        if tries < TRIES_MAX || self.eager {
+            self.initiate(local, tries, ctx, now);
         }
     }
 
@@ -249,24 +258,24 @@ impl Peer {
     pub(super) fn initiate(
         &mut self,
         local: &Local,
-        attempt: u32,
+        tries: u32,
         ctx: &mut Context,
         now: Instant,
     ) {
         self.stop_handshake(ctx);
         let mut targets = self.agent.handshake_targets();
         let is_renewal = self.current.is_some() && !self.is_suspect;
-        if is_renewal && attempt == 0 {
+        if is_renewal && tries == 0 {
             targets.truncate(1); // the path in use comes first
         }
         let wait = RETRY_FIRST
-            .saturating_mul(1 << attempt.min(10))
+            .saturating_mul(1 << tries.min(10))
             .min(RETRY_MAX);
         let retry_at = now + wait + ctx.rng.random_range(Duration::ZERO..=wait / 4);
         let Ok(slot) = ctx.slots.insert(self.key, &mut ctx.rng) else {
             self.handshake = Handshake::Due {
                 at: retry_at,
-                attempt,
+                tries,
             };
             return;
         };
@@ -291,7 +300,7 @@ impl Peer {
             ctx.slots.remove(slot);
             self.handshake = Handshake::Due {
                 at: now + RETRY_MAX,
-                attempt,
+                tries,
             }; // its keys are no keys until it says better ones
             return;
         };
@@ -302,7 +311,7 @@ impl Peer {
         self.handshake_sent_at = Some(now);
         self.handshake = Handshake::Sent {
             initiator: Box::new(initiator),
-            attempt,
+            tries: tries + 1,
             retry_at,
         };
     }

@@ -217,6 +217,34 @@ fn both_calling_at_once_end_with_one_session() {
 }
 
 #[test]
+fn calls_that_cross_after_both_learned_new_ways_end_with_one_session_soon() {
+    for seed in 0..20 {
+        let mut world = World::new(2, 500 + seed);
+        for (node, other) in [(0, 1), (1, 0)] {
+            let (peer, keys) = (peer_id(other), public(other));
+            let nowhere = SocketAddr::from(([198, 51, 100, 1], 9));
+            let candidates = vec![Candidate::Host(nowhere)];
+            world.command(
+                node,
+                Command::UpsertPeer {
+                    network: NET,
+                    peer,
+                    keys,
+                    candidates,
+                    eager: true,
+                },
+            );
+        }
+        world.run(SECOND / 5);
+        world.introduce(0, 1);
+        world.run(SECOND / 200); // less than the way takes, so that the calls cross
+        world.introduce(1, 0);
+        world.run(SECOND / 2);
+        assert!(world.is_up(0, 1) && world.is_up(1, 0), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_ping_measures_the_round_trip_and_makes_the_session_it_needs() {
     let mut world = World::new(2, 19);
     world.eager = false;
