@@ -9,7 +9,7 @@ use crate::record::{Guest, NodeRecord};
 use crate::signed::Verified;
 use overlay_types::{Binding, DhcpMode, Location, MacAddr, Name, PeerId};
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The most members that a node keeps track of.
@@ -63,6 +63,8 @@ pub struct Directory {
     network: Network,
     members: BTreeMap<PeerId, Member>,
     version: u64,
+    /// Whose records came since somebody asked for news.
+    news: BTreeSet<PeerId>,
     counters: DirectoryCounters,
 }
 
@@ -123,6 +125,7 @@ impl Directory {
             network,
             members: BTreeMap::new(),
             version: 0,
+            news: BTreeSet::new(),
             counters,
         }
     }
@@ -150,6 +153,16 @@ impl Directory {
         if let Err(reason) = self.network.verify_membership(&cert, unix) {
             self.counters.refused += 1;
             return Err(reason.into());
+        }
+        self.keep_member(cert)
+    }
+
+    /// Takes a certificate that was checked, if it is news.
+    fn keep_member(&mut self, cert: MembershipCert) -> Result<bool, NotTaken> {
+        if let Some(known) = self.members.get(&cert.member)
+            && known.cert.expires >= cert.expires
+        {
+            return Ok(false);
         }
         if self.members.len() >= MEMBERS_MAX && !self.members.contains_key(&cert.member) {
             self.counters.full += 1;
@@ -192,7 +205,8 @@ impl Directory {
             self.counters.refused += 1;
             return Err(reason);
         }
-        self.insert_member(record.membership.clone(), unix)?;
+        self.keep_member(record.membership.clone())?;
+        self.news.insert(author);
         let member = self
             .members
             .get_mut(&author)
@@ -209,9 +223,17 @@ impl Directory {
         if record.expires <= unix {
             return Err(NotTaken::Expired);
         }
-        self.network.verify_membership(&record.membership, unix)?;
+        // Certificates that stood in the record before were checked then: signatures are what a record costs.
+        let known = self.get(record.author());
+        let is_known_member = known.is_some_and(|known| {
+            known.membership == record.membership && record.membership.expires > unix
+        });
+        if !is_known_member {
+            self.network.verify_membership(&record.membership, unix)?;
+        }
         let own = |cert: &LeaseCert| {
-            cert.holder == record.author() && self.network.verify_lease(cert).is_ok()
+            let is_known = known.is_some_and(|known| known.leases.contains(cert));
+            is_known || cert.holder == record.author() && self.network.verify_lease(cert).is_ok()
         };
         if record.leases.iter().all(own) {
             Ok(())
@@ -240,6 +262,7 @@ impl Directory {
 
     /// Forgets one member, on its revocation.
     pub fn remove(&mut self, peer: PeerId) -> bool {
+        self.news.remove(&peer);
         self.members.remove(&peer).is_some()
     }
 
@@ -264,6 +287,13 @@ impl Directory {
             .values()
             .filter_map(|member| member.record.as_ref())
             .filter(|record| record.peer != self.me)
+    }
+
+    /// The records of other members that came since the last call, as far as they are still there.
+    pub fn take_news(&mut self) -> Vec<Verified<NodeRecord>> {
+        let news = std::mem::take(&mut self.news);
+        let others = news.into_iter().filter(|peer| *peer != self.me);
+        others.filter_map(|peer| self.get(peer).cloned()).collect()
     }
 
     /// Members of whom no record is known: their slots are to be looked up.
@@ -345,6 +375,21 @@ impl Directory {
             .filter(|claim| claim.ip == address)
             .max_by_key(Claim::strength)
             .map(Claim::found)
+    }
+
+    /// Whose leases cover `address`, by the records we have: whoever has it, though no binding is known, is likely among them.
+    pub fn likely_holders(&self, address: Ipv4Addr, unix: u64) -> Vec<PeerId> {
+        let covers = |cert: &LeaseCert| {
+            cert.is_usable_at(unix)
+                && match cert.subject {
+                    Subject::Address(leased) => leased == address,
+                    Subject::Block(block) => block.contains(address),
+                }
+        };
+        let covering = self
+            .peers()
+            .filter(|record| record.leases.iter().any(covers));
+        covering.map(|record| record.peer).collect()
     }
 
     /// Who has `name`: a node before a guest, an IPv4 address before an IPv6 one.

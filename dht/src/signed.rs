@@ -7,6 +7,7 @@ use overlay_types::PeerId;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::marker::PhantomData;
 use std::ops::Deref;
+use std::sync::Arc;
 
 /// A kind of value that is signed.
 pub trait Signable: Serialize + DeserializeOwned {
@@ -47,10 +48,10 @@ impl<T: Signable> Signed<T> {
         }
         verify(self.author, T::DOMAIN, &self.body, &self.signature)?;
         let value = decode(&self.body, T::SIZE_MAX)?;
-        Ok(Verified {
+        Ok(Verified(Arc::new(Checked {
             value,
             signed: self,
-        })
+        })))
     }
 
     /// The bytes for a slot or a file.
@@ -70,11 +71,20 @@ impl<T: Signable> Signed<T> {
 /// What the author and signature add to a body: two keys' worth, and the length.
 pub const SIGNED_OVERHEAD: usize = 32 + 64 + 5;
 
-/// A value whose author's signature was checked. There is no other way to get one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verified<T> {
+/// A value whose author's signature was checked. There is no other way to get one. Copies share it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Verified<T>(Arc<Checked<T>>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Checked<T> {
     value: T,
     signed: Signed<T>,
+}
+
+impl<T> Clone for Verified<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
 }
 
 impl<T: Signable> Verified<T> {
@@ -91,7 +101,7 @@ impl<T: Signable> Verified<T> {
             });
         }
         let signature = identity.sign(T::DOMAIN, &body);
-        Ok(Self {
+        Ok(Self(Arc::new(Checked {
             value,
             signed: Signed {
                 author: identity.peer_id(),
@@ -99,29 +109,24 @@ impl<T: Signable> Verified<T> {
                 signature,
                 kind: PhantomData,
             },
-        })
+        })))
     }
 
     /// Who signed.
-    pub const fn author(&self) -> PeerId {
-        self.signed.author
+    pub fn author(&self) -> PeerId {
+        self.0.signed.author
     }
 
     /// The value with its signature, to send on.
-    pub const fn signed(&self) -> &Signed<T> {
-        &self.signed
-    }
-
-    /// The value alone.
-    pub fn into_value(self) -> T {
-        self.value
+    pub fn signed(&self) -> &Signed<T> {
+        &self.0.signed
     }
 }
 
 impl<T> Deref for Verified<T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.value
+        &self.0.value
     }
 }
 

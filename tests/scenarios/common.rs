@@ -58,7 +58,11 @@ fn seeds() -> u64 {
 
 /// How long until both members of a pair behind these NATs use a direct path; `None` for a seed where that took longer
 /// than `bound`. Counted from when they know each other, or, for a pair that must be `used`, from its first data.
-pub(crate) fn direct_after(nats: [NatKind; 2], bound: Duration, used: bool) -> Vec<Option<Duration>> {
+pub(crate) fn direct_after(
+    nats: [NatKind; 2],
+    bound: Duration,
+    used: bool,
+) -> Vec<Option<Duration>> {
     let one = |n: u64| {
         let (mut overlay, members) = network(1000 + n, &nats.map(Some));
         let (a, b) = (members[0], members[1]);

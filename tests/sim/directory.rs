@@ -8,8 +8,11 @@
 //!   quotas. [`Terms`] stands for all of it: a delay per operation, a share of operations that fail, and a share of reads
 //!   that return the version before the newest. The real DHT fails in longer bursts than this.
 //! - Values are not sealed, and a record's own signature is checked once, when it is written, not by every reader.
-//! - A push of a changed record to the members that are known costs one delay and may be lost; the real one opens control
-//!   connections first. Whatever was lost is made up for by the periodic reading of all slots.
+//! - A push of a changed record goes to all members, a few at a time as in the real one, and may be lost; the real one goes
+//!   to the members that are known, and opens control connections first. What was lost is made up for as in the real one:
+//!   by reading again the slots of those who are missing, of a few others every five minutes, of whoever's session ended,
+//!   and on account of addresses that are asked for.
+//! - The roster is everybody who wrote a record; the real registrars tell it in pages.
 //! - A control connection is up whenever both ends and at least one infrastructure node on their side of a partition are,
 //!   and dies without a trace otherwise; the real one takes time to find out.
 //! - When a partition heals, what was written on either side is visible on both at once.

@@ -53,6 +53,9 @@ pub struct Link {
     pub dropped: u64,
 }
 
+/// A round trip, and what TCP waits beyond it before it sends again.
+const RETRANSMISSION: Duration = Duration::from_millis(500);
+
 /// IPv4 and UDP headers, which the rate and the MTU count.
 const HEADERS_BYTES: usize = 28;
 
@@ -73,6 +76,11 @@ impl Link {
         self.up = up;
     }
 
+    /// What it does.
+    pub const fn kind(&self) -> LinkKind {
+        self.kind
+    }
+
     /// Changes what it does from now on.
     pub const fn set_kind(&mut self, kind: LinkKind) {
         self.kind = kind;
@@ -88,6 +96,23 @@ impl Link {
         let arrival = self.arrival(payload_bytes + HEADERS_BYTES, now, rng);
         self.dropped += u64::from(arrival.is_none());
         arrival
+    }
+
+    /// The same by TCP: what is lost is sent again half a second later, and all that follows waits for it.
+    pub fn send_reliably(
+        &mut self,
+        payload_bytes: usize,
+        now: Instant,
+        rng: &mut ChaCha20Rng,
+    ) -> Option<Instant> {
+        let arrival = self.arrival(payload_bytes + HEADERS_BYTES, now, rng);
+        if arrival.is_some() || !self.up {
+            return arrival;
+        }
+        let again = now + self.kind.delay + RETRANSMISSION;
+        let again = self.last_arrival.map_or(again, |last| again.max(last));
+        self.last_arrival = Some(again);
+        Some(again)
     }
 
     fn arrival(&mut self, bytes: usize, now: Instant, rng: &mut ChaCha20Rng) -> Option<Instant> {

@@ -1,7 +1,7 @@
 //! One member: what it keeps on disk, and what it knows while it runs. Messages between members, and when anything of
 //! this happens, are [`crate::overlay`]'s.
 
-use crate::{guest::Guest, service::GuestService, world::HostId};
+use crate::{guest::Guest, overlay::Offer, service::GuestService, world::HostId};
 use dht::{
     directory::Directory,
     identity::Identity,
@@ -14,8 +14,12 @@ use dht::{
 use overlay_node::dhcp::GuestBinding;
 use overlay_types::{Binding, Candidate, DataKeys, Location, MacAddr, Name, PeerId, PortId};
 use rand_chacha::ChaCha20Rng;
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
-use tunnel::{relay::RelayGrant, session::LocalKeys};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+use tunnel::session::LocalKeys;
 
 /// The port of the member's own station.
 pub const STATION: PortId = PortId(1);
@@ -90,13 +94,48 @@ pub(crate) struct Running {
     pub(crate) registrar: Option<Registrar>,
     pub(crate) directory: Directory,
     pub(crate) candidates: Vec<Candidate>,
-    pub(crate) grants: BTreeMap<HostId, RelayGrant>,
+    pub(crate) offers: BTreeMap<HostId, Offer>,
     /// Questions to the registrar that were not answered yet.
     pub(crate) asked: BTreeMap<u64, LeaseOf>,
+    pub(crate) sync: Sync,
+    /// Whether the data plane was told to keep sessions with everybody.
+    pub(crate) told_eager: bool,
     pub(crate) is_refresh_planned: bool,
     pub(crate) is_publish_planned: bool,
     pub(crate) tick_at: Option<Instant>,
 }
+
+/// When a member asks for news that no push brought, and for what.
+pub(crate) struct Sync {
+    pub(crate) at: Instant,
+    /// How long to wait before asking again for what is missing.
+    pub(crate) retry: Duration,
+    /// When records that are known are read again, and when that was done last.
+    pub(crate) reread_at: Instant,
+    pub(crate) reread_last: Option<Instant>,
+    /// When an address that nobody seems to have last made it ask.
+    pub(crate) wanted_last: Option<Instant>,
+    /// Until where that was done; the others are next.
+    pub(crate) reread_after: Option<PeerId>,
+    pub(crate) missing: usize,
+}
+
+impl Sync {
+    pub(crate) const fn new(now: Instant) -> Self {
+        Self {
+            at: now,
+            retry: SYNC_RETRY,
+            reread_at: now,
+            reread_last: None,
+            wanted_last: None,
+            reread_after: None,
+            missing: 0,
+        }
+    }
+}
+
+/// How soon a member asks again while records are missing, at first; then after twice as long each time.
+pub(crate) const SYNC_RETRY: Duration = Duration::from_millis(500);
 
 impl Member {
     /// A machine on which nothing was ever started.

@@ -57,6 +57,8 @@ pub struct NatKind {
     pub ports: Ports,
     /// How long an idle mapping lives; only outbound datagrams refresh it (RFC 4787 REQ-6).
     pub timeout: Duration,
+    /// Whether UDP gets out at all.
+    pub passes_udp: bool,
 }
 
 impl NatKind {
@@ -80,7 +82,36 @@ impl NatKind {
             filtering,
             ports: Ports::Random,
             timeout: Duration::from_secs(60),
+            passes_udp: true,
         }
+    }
+
+    /// A firewall that lets no UDP out.
+    pub const UDP_BLOCKED: Self = Self {
+        passes_udp: false,
+        ..Self::PORT_RESTRICTED
+    };
+}
+
+/// A firewall in front of a host that needs no translation: it lets in what answers.
+#[derive(Debug, Default)]
+pub struct Firewall {
+    contacted: BTreeMap<(u16, SocketAddr), Instant>,
+}
+
+/// How long an idle flow through a firewall lives (RFC 6092 REC-14: no less than two minutes).
+const FLOW_KEPT_FOR: Duration = Duration::from_secs(120);
+
+impl Firewall {
+    /// A datagram leaves from this port of the host.
+    pub fn outbound(&mut self, port: u16, remote: SocketAddr, now: Instant) {
+        self.contacted.insert((port, remote), now);
+    }
+
+    /// Whether a datagram from there is let in to this port.
+    pub fn lets_in(&mut self, port: u16, remote: SocketAddr, now: Instant) -> bool {
+        let left_at = self.contacted.get(&(port, remote));
+        left_at.is_some_and(|&at| now.saturating_duration_since(at) < FLOW_KEPT_FOR)
     }
 }
 
@@ -124,6 +155,11 @@ impl Nat {
     /// Its address on the internet.
     pub const fn public(&self) -> IpAddr {
         self.public
+    }
+
+    /// How it behaves.
+    pub const fn kind(&self) -> NatKind {
+        self.kind
     }
 
     /// A datagram leaves from `inside` to `remote`: what the internet sees as its source.

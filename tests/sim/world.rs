@@ -1,7 +1,8 @@
 //! Moves virtual time to the next thing that happens, lets it happen, and repeats. Everything random comes from the seed.
 //!
-//! The world is one IPv4 internet. A host hangs on it by a link, with or without a NAT between; hosts behind one NAT share
-//! a LAN. Sites number their LANs alike, as real ones do. Control connections are not simulated datagram by datagram: see
+//! The world is one internet. A host hangs on it by a link, with or without a NAT between, which may be behind a carrier's;
+//! hosts behind one NAT share a LAN. Sites number their LANs alike, as real ones do. A host may have an IPv6 address as
+//! well, behind a firewall, and streams to infrastructure, which pass where UDP does not. Control connections are not simulated datagram by datagram: see
 //! [`crate::directory`] for what stands in for them.
 
 use crate::{
@@ -9,7 +10,7 @@ use crate::{
     host::{NodeHost, Sent},
     infrastructure::{Infrastructure, MAIN_PORT},
     link::{Link, LinkKind},
-    nat::{Nat, NatKind},
+    nat::{Firewall, Nat, NatKind},
     trace::Trace,
 };
 use overlay_types::PortId;
@@ -17,7 +18,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::Range,
     time::{Duration, Instant},
 };
@@ -52,10 +53,23 @@ pub enum Role {
     Down,
 }
 
+/// Where a host is, in milliseconds from the middle of the world, as packets go.
+pub type Place = (i32, i32);
+
+/// A TCP connection between a member's host and an infrastructure node; one address of either host names it there.
+#[derive(Clone, Copy)]
+struct Stream {
+    client: HostId,
+    server: HostId,
+}
+
 struct Host {
     role: Role,
     address: SocketAddr,
+    address6: Option<IpAddr>,
+    firewall: Firewall,
     nat: Option<NatId>,
+    place: Place,
     out: Link,
     back: Link,
     is_up: bool,
@@ -67,6 +81,13 @@ enum Happening {
         host: HostId,
         from: SocketAddr,
         to: SocketAddr,
+        bytes: Vec<u8>,
+    },
+    /// A datagram has crossed the internet.
+    Nears {
+        host: HostId,
+        from: SocketAddr,
+        at: SocketAddr,
         bytes: Vec<u8>,
     },
     /// A datagram comes to the host over its link.
@@ -95,6 +116,12 @@ pub struct World {
     public_hosts: BTreeMap<IpAddr, HostId>,
     public_nats: BTreeMap<IpAddr, NatId>,
     lans: BTreeMap<(NatId, IpAddr), HostId>,
+    /// NATs behind a carrier's, by the address that it gave them, and who their carrier is.
+    subscribers: BTreeMap<(NatId, IpAddr), NatId>,
+    carriers: BTreeMap<NatId, NatId>,
+    hosts6: BTreeMap<IpAddr, HostId>,
+    streams: BTreeMap<SocketAddr, Stream>,
+    streams_opened: u32,
     /// Hosts cut off from all others, together.
     island: BTreeSet<HostId>,
     wakes: BTreeMap<HostId, Instant>,
@@ -123,6 +150,11 @@ impl World {
             public_hosts: BTreeMap::new(),
             public_nats: BTreeMap::new(),
             lans: BTreeMap::new(),
+            subscribers: BTreeMap::new(),
+            carriers: BTreeMap::new(),
+            hosts6: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            streams_opened: 0,
             island: BTreeSet::new(),
             wakes: BTreeMap::new(),
             due: Vec::new(),
@@ -159,6 +191,30 @@ impl World {
         id
     }
 
+    /// A NAT behind a carrier's.
+    pub fn add_nat_behind(&mut self, carrier: NatId, kind: NatKind) -> NatId {
+        let id = NatId(self.nats.len());
+        // RFC 6598
+        let inside = IpAddr::V4(Ipv4Addr::from(0x6440_0000 + id.0 as u32));
+        self.nats.push(Nat::new(kind, inside));
+        self.subscribers.insert((carrier, inside), id);
+        self.carriers.insert(id, carrier);
+        id
+    }
+
+    /// Gives a host an IPv6 address behind a firewall: what it is.
+    pub fn add_address6(&mut self, host: HostId) -> SocketAddr {
+        let ip = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, host.0 as u16, 0, 0, 0, 1));
+        self.hosts6.insert(ip, host);
+        self.hosts[host.0].address6 = Some(ip);
+        SocketAddr::new(ip, DATA_PORT)
+    }
+
+    /// Puts a host somewhere else than in the middle of the world.
+    pub fn set_place(&mut self, host: HostId, place: Place) {
+        self.hosts[host.0].place = place;
+    }
+
     /// A host, switched off, behind `nat` or with a public address.
     pub fn add_host(&mut self, nat: Option<NatId>, link: LinkKind) -> HostId {
         let id = HostId(self.hosts.len());
@@ -178,7 +234,10 @@ impl World {
         self.hosts.push(Host {
             role: Role::Down,
             address: SocketAddr::new(ip, DATA_PORT),
+            address6: None,
+            firewall: Firewall::default(),
             nat,
+            place: Place::default(),
             out: Link::new(link),
             back: Link::new(link),
             is_up: true,
@@ -191,6 +250,26 @@ impl World {
         self.hosts[host.0].address
     }
 
+    /// Every address of the host with its data port.
+    pub fn addresses(&self, host: HostId) -> Vec<SocketAddr> {
+        let at = &self.hosts[host.0];
+        let six = at.address6.map(|ip| SocketAddr::new(ip, DATA_PORT));
+        std::iter::once(at.address).chain(six).collect()
+    }
+
+    /// How long a small packet takes from host to host when nothing is in its way.
+    pub fn distance(&self, a: HostId, b: HostId) -> Duration {
+        let links = self.hosts[a.0].out.kind().delay + self.hosts[b.0].back.kind().delay;
+        links + self.across(a, b)
+    }
+
+    /// The part of it between the two links.
+    fn across(&self, a: HostId, b: HostId) -> Duration {
+        let (a, b) = (self.hosts[a.0].place, self.hosts[b.0].place);
+        let (x, y) = (f64::from(a.0 - b.0), f64::from(a.1 - b.1));
+        Duration::from_micros((x.hypot(y) * 1000.0) as u64)
+    }
+
     /// Where the host offers relay and STUN, if it does.
     pub fn service_address(&self, host: HostId) -> SocketAddr {
         SocketAddr::new(self.hosts[host.0].address.ip(), MAIN_PORT)
@@ -201,12 +280,41 @@ impl World {
         self.hosts[host.0].nat
     }
 
+    /// Opens a stream from a member's host to an infrastructure node that runs: which address stands for it on either host.
+    pub fn open_stream(&mut self, client: HostId, server: HostId) -> Option<SocketAddr> {
+        if !self.is_connected(client, server) {
+            return None;
+        }
+        self.streams_opened += 1;
+        let near = IpAddr::V4(Ipv4Addr::from(0x7f00_0000 + self.streams_opened));
+        let near = SocketAddr::new(near, 1);
+        let seen_as = match self.hosts[client.0].nat {
+            Some(nat) => self.nats[self.carriers.get(&nat).unwrap_or(&nat).0].public(),
+            None => self.hosts[client.0].address.ip(),
+        };
+        let infrastructure = self.infrastructure(server)?;
+        infrastructure.relay.open_stream(near, seen_as);
+        self.streams.insert(near, Stream { client, server });
+        Some(near)
+    }
+
+    /// Closes a stream.
+    pub fn close_stream(&mut self, stream: SocketAddr) {
+        let now = self.now;
+        let server = self.streams.remove(&stream).map(|stream| stream.server);
+        if let Some(infrastructure) = server.and_then(|host| self.infrastructure(host)) {
+            infrastructure.relay.close_stream(stream, now);
+        }
+    }
+
     // ---- what can befall it ----
 
     /// Switches a host on as this, or off.
     pub fn set_role(&mut self, host: HostId, role: Role) {
         self.note(format_args!("host {} changes", host.0));
         self.hosts[host.0].role = role;
+        let of_it = |stream: &Stream| stream.client == host || stream.server == host;
+        self.streams.retain(|_, stream| !of_it(stream)); // the other end is not told
         self.reschedule(host);
     }
 
@@ -339,6 +447,12 @@ impl World {
                 to,
                 bytes,
             } => self.leaves(host, from, to, bytes),
+            Happening::Nears {
+                host,
+                from,
+                at,
+                bytes,
+            } => self.nears(host, from, at, bytes),
             Happening::Arrives {
                 host,
                 from,
@@ -372,17 +486,22 @@ impl World {
     }
 
     fn send_all(&mut self, host: HostId, sent: Sent) {
-        let address = self.hosts[host.0].address;
+        let (four, six) = (self.hosts[host.0].address.ip(), self.hosts[host.0].address6);
         for (Hop { socket, to }, bytes) in sent {
-            let from = SocketAddr::new(address.ip(), DATA_PORT.wrapping_add(socket));
+            let own = if to.is_ipv6() { six } else { Some(four) };
+            let Some(own) = own else { continue };
+            let from = SocketAddr::new(own, DATA_PORT.wrapping_add(socket));
             self.send_from(host, from, to, bytes);
         }
     }
 
     fn send_from(&mut self, host: HostId, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        let arrival = self.hosts[host.0]
-            .out
-            .send(bytes.len(), self.now, &mut self.rng);
+        let link = &mut self.hosts[host.0].out;
+        let arrival = if is_stream(to) {
+            link.send_reliably(bytes.len(), self.now, &mut self.rng)
+        } else {
+            link.send(bytes.len(), self.now, &mut self.rng)
+        };
         if let Some(at) = arrival {
             self.push(
                 at,
@@ -412,15 +531,33 @@ impl World {
         if self.on_island(host) != self.on_island(receiver) {
             return;
         }
-        if let Some(arrival) =
-            self.hosts[receiver.0]
-                .back
-                .send(bytes.len(), self.now, &mut self.rng)
-        {
+        let across = self.across(host, receiver);
+        if across.is_zero() {
+            return self.nears(receiver, from, at, bytes);
+        }
+        self.push(
+            self.now + across,
+            Happening::Nears {
+                host: receiver,
+                from,
+                at,
+                bytes,
+            },
+        );
+    }
+
+    fn nears(&mut self, host: HostId, from: SocketAddr, at: SocketAddr, bytes: Vec<u8>) {
+        let link = &mut self.hosts[host.0].back;
+        let arrival = if is_stream(from) {
+            link.send_reliably(bytes.len(), self.now, &mut self.rng)
+        } else {
+            link.send(bytes.len(), self.now, &mut self.rng)
+        };
+        if let Some(arrival) = arrival {
             self.push(
                 arrival,
                 Happening::Arrives {
-                    host: receiver,
+                    host,
                     from,
                     at,
                     bytes,
@@ -436,18 +573,54 @@ impl World {
         inside: SocketAddr,
         to: SocketAddr,
     ) -> Option<(HostId, SocketAddr, SocketAddr)> {
-        let mut from = inside;
-        if let Some(nat) = self.hosts[sender.0].nat {
+        if is_stream(to) {
+            let stream = self.streams.get(&to)?;
+            return if stream.client == sender {
+                Some((stream.server, to, self.service_address(stream.server)))
+            } else {
+                Some((stream.client, to, self.address(stream.client)))
+            };
+        }
+        if to.is_ipv6() {
+            let (now, receiver) = (self.now, *self.hosts6.get(&to.ip())?);
+            let out = &mut self.hosts[sender.0].firewall;
+            out.outbound(inside.port(), to, now);
+            let back = &mut self.hosts[receiver.0].firewall;
+            let is_let_in = back.lets_in(to.port(), inside, now);
+            return is_let_in.then_some((receiver, inside, to));
+        }
+        let (mut from, mut next) = (inside, self.hosts[sender.0].nat);
+        while let Some(nat) = next {
             if let Some(&neighbour) = self.lans.get(&(nat, to.ip())) {
-                return Some((neighbour, inside, to));
+                return Some((neighbour, from, to));
             }
-            from = self.nats[nat.0].outbound(inside, to, self.now, &mut self.rng);
+            if let Some(&subscriber) = self.subscribers.get(&(nat, to.ip())) {
+                return self.inward(subscriber, from, to.port());
+            }
+            if !self.nats[nat.0].kind().passes_udp {
+                return None;
+            }
+            from = self.nats[nat.0].outbound(from, to, self.now, &mut self.rng);
+            next = self.carriers.get(&nat).copied();
         }
-        if let Some(&nat) = self.public_nats.get(&to.ip()) {
-            let at = self.nats[nat.0].inbound(to.port(), from, self.now)?;
-            return Some((*self.lans.get(&(nat, at.ip()))?, from, at));
+        match self.public_nats.get(&to.ip()) {
+            Some(&nat) => self.inward(nat, from, to.port()),
+            None => Some((*self.public_hosts.get(&to.ip())?, from, to)),
         }
-        Some((*self.public_hosts.get(&to.ip())?, from, to))
+    }
+
+    /// Through a NAT from outside, and through the one behind it, if there is one.
+    fn inward(
+        &mut self,
+        nat: NatId,
+        from: SocketAddr,
+        port: u16,
+    ) -> Option<(HostId, SocketAddr, SocketAddr)> {
+        let at = self.nats[nat.0].inbound(port, from, self.now)?;
+        match self.subscribers.get(&(nat, at.ip())) {
+            Some(&subscriber) => self.inward(subscriber, from, at.port()),
+            None => Some((*self.lans.get(&(nat, at.ip()))?, from, at)),
+        }
     }
 
     fn arrives(&mut self, host: HostId, from: SocketAddr, at: SocketAddr, mut bytes: Vec<u8>) {
@@ -517,6 +690,11 @@ impl World {
             self.push(at, Happening::Wake(host));
         }
     }
+}
+
+/// Whether a loopback address stands for a stream.
+const fn is_stream(addr: SocketAddr) -> bool {
+    addr.ip().is_loopback()
 }
 
 /// Public addresses: hosts out of 198.18.0.0/16, NATs out of 198.19.0.0/16 (RFC 2544).

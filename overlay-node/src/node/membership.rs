@@ -114,6 +114,8 @@ pub(super) struct Member {
     pub(super) mdns: Option<MdnsResponder>,
     /// Somebody's address, name or way in changed: bindings and names must be told anew.
     pub(super) changed: bool,
+    /// Whether the data plane was told to keep sessions with everybody.
+    pub(super) told_eager: bool,
     pub(super) publish_at: Option<Instant>,
     pub(super) sync_at: Instant,
     pub(super) syncing: bool,
@@ -123,6 +125,8 @@ pub(super) struct Member {
     /// When records that are known are read again, in case a push was lost.
     pub(super) reread_at: Instant,
     pub(super) reread_last: Option<Instant>,
+    /// When an address that nobody seems to have last made us ask for those of whom none is known.
+    pub(super) wanted_last: Option<Instant>,
     /// Until where that was done last; the others are next.
     pub(super) reread_after: Option<PeerId>,
     /// Until then a newcomer waits for the first news of the other members before it calls itself ready.

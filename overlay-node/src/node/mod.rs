@@ -24,6 +24,7 @@ mod snoop;
 mod status;
 
 pub use fabric::run_fabric;
+pub use relay_stream::RelayStream;
 pub use snoop::tells_something;
 
 use crate::{

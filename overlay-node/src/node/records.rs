@@ -40,6 +40,8 @@ pub(super) const SYNC_RETRY: Duration = Duration::from_millis(500);
 const REREAD_MAX: usize = 16;
 /// How soon again when an address is asked for that nobody seems to have.
 const REREAD_WANTED: Duration = Duration::from_secs(10);
+/// And how soon members are asked for again of whom no address is known: it may be theirs.
+const SYNC_WANTED: Duration = Duration::from_secs(1);
 /// Members asked at the same time.
 const AT_ONCE: usize = 8;
 /// How long a member is waited for.
@@ -428,14 +430,28 @@ impl Node {
             return;
         }
         // Perhaps its holder's word was lost on the way to us; whoever asks will ask again.
-        let now = Instant::now();
-        let is_ours = matches!(ip, IpAddr::V4(ip) if member.subnet().contains(ip));
-        let is_time = member
-            .reread_last
-            .is_none_or(|last| last + REREAD_WANTED <= now);
-        if is_ours && is_time {
-            member.reread_at = now;
-            member.sync_at = now;
+        let (now, unix) = (Instant::now(), unix_now());
+        let ours = match ip {
+            IpAddr::V4(ip) if member.subnet().contains(ip) => Some(ip),
+            _ => None,
+        };
+        let is_past = |last: Option<Instant>, pause| last.is_none_or(|last| last + pause <= now);
+        let mut likely = Vec::new();
+        if let Some(ip) = ours {
+            if is_past(member.reread_last, REREAD_WANTED) {
+                member.reread_at = now;
+                member.sync_at = now;
+            }
+            if is_past(member.wanted_last, SYNC_WANTED) {
+                member.wanted_last = Some(now);
+                likely = member.directory.likely_holders(ip, unix);
+                if !member.missing(unix).is_empty() {
+                    member.sync_at = now;
+                }
+            }
+        }
+        for peer in likely {
+            self.refresh_record(id, peer);
         }
         self.tell(Command::NoSuchAddress { network: id, ip });
     }
@@ -464,9 +480,11 @@ impl Node {
         if !std::mem::take(&mut member.changed) {
             return;
         }
-        let records: Vec<_> = member.directory.peers().collect();
+        let news = member.directory.take_news();
+        let records: Vec<_> = member.directory.peers().cloned().collect();
         let eager = records.len() <= EAGER_MAX;
-        let commands: Vec<_> = records
+        let is_told = std::mem::replace(&mut member.told_eager, eager) == eager;
+        let commands: Vec<_> = if is_told { &news } else { &records }
             .iter()
             .map(|record| Command::UpsertPeer {
                 network: id,

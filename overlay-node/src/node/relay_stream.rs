@@ -13,21 +13,29 @@ const AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// The stream to one relay; `T` is what keeps it open.
 #[derive(Debug, Default)]
-pub(super) enum RelayStream<T> {
+pub enum RelayStream<T> {
     /// Not needed.
     #[default]
     None,
     /// To be opened from then on; so many tries failed.
-    Wanted { at: Instant, failures: u32 },
+    Wanted {
+        /// When.
+        at: Instant,
+        /// How many.
+        failures: u32,
+    },
     /// Being opened.
-    Opening { failures: u32 },
+    Opening {
+        /// How many tries failed before.
+        failures: u32,
+    },
     /// There.
     Open(T),
 }
 
 impl<T> RelayStream<T> {
     /// Datagrams do not get to the relay.
-    pub(super) fn want(&mut self, now: Instant) {
+    pub fn want(&mut self, now: Instant) {
         if matches!(self, Self::None) {
             *self = Self::Wanted {
                 at: now,
@@ -37,12 +45,12 @@ impl<T> RelayStream<T> {
     }
 
     /// Datagrams get to the relay: closes the stream. Whether there was or would have been one.
-    pub(super) fn close(&mut self) -> bool {
+    pub fn close(&mut self) -> bool {
         !matches!(std::mem::take(self), Self::None)
     }
 
     /// When it is to be opened.
-    pub(super) const fn due(&self) -> Option<Instant> {
+    pub const fn due(&self) -> Option<Instant> {
         match self {
             Self::Wanted { at, .. } => Some(*at),
             _ => None,
@@ -50,7 +58,7 @@ impl<T> RelayStream<T> {
     }
 
     /// It is being opened.
-    pub(super) fn begin(&mut self) {
+    pub fn begin(&mut self) {
         if let Self::Wanted { failures, .. } = *self {
             *self = Self::Opening { failures };
         }
@@ -58,7 +66,7 @@ impl<T> RelayStream<T> {
 
     /// It was opened, or could not be. How often it failed, the last time included; `None` when it did not, or is not needed any
     /// more, and what was opened is dropped then.
-    pub(super) fn opened<E>(&mut self, outcome: Result<T, E>, now: Instant) -> Option<(u32, E)> {
+    pub fn opened<E>(&mut self, outcome: Result<T, E>, now: Instant) -> Option<(u32, E)> {
         let Self::Opening { failures } = *self else {
             return None;
         };
@@ -73,12 +81,12 @@ impl<T> RelayStream<T> {
     }
 
     /// It has ended by itself, or is of no use.
-    pub(super) fn ended(&mut self, now: Instant) {
+    pub fn ended(&mut self, now: Instant) {
         self.again(0, now);
     }
 
     /// What keeps it open.
-    pub(super) const fn get(&self) -> Option<&T> {
+    pub const fn get(&self) -> Option<&T> {
         match self {
             Self::Open(stream) => Some(stream),
             _ => None,

@@ -104,7 +104,7 @@ impl Overlay {
         );
         self.plug_guests(id);
         self.refresh_soon(id);
-        self.plan(id, Duration::ZERO, Errand::Resync { again: true });
+        self.sync_soon(id);
         self.publish_soon(id);
     }
 

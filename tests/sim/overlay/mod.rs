@@ -5,6 +5,7 @@
 mod guests;
 mod leases;
 mod records;
+mod relays;
 mod stations;
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
     host::NodeHost,
     infrastructure::Infrastructure,
     link::LinkKind,
-    member::{LeaseOf, Member, MemberId, Running, STATION, Station},
+    member::{LeaseOf, Member, MemberId, Running, STATION, SYNC_RETRY, Station, Sync},
     nat::NatKind,
     world::{HostId, NatId, Role, World},
 };
@@ -29,13 +30,15 @@ use dht::{
     record::NodeRecord,
     signed::Verified,
 };
+use overlay_node::node::RelayStream;
 use overlay_types::{DhcpMode, MacAddr, PathKind, PeerId, PortId, PortKind};
 use rand::Rng;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
+pub(crate) use relays::Offer;
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
 };
 use tunnel::{
     engine::{Command, Engine, EngineConfig, Event},
@@ -52,8 +55,8 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(3);
 /// How often what failed on the way in is tried again.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often every slot is read again, whatever was pushed.
-const RESYNC: Duration = Duration::from_secs(10);
+/// Members let in by one invite, with some left for those who ask twice.
+const TOKEN_USES: usize = invite::INVITE_USES_MAX as usize - 6;
 
 /// How finely the answers to pings are watched for.
 const WATCH: Duration = Duration::from_millis(50);
@@ -62,10 +65,14 @@ const WATCH: Duration = Duration::from_millis(50);
 enum Errand {
     /// A member looks after its machines.
     Tick,
-    /// A member asks every infrastructure node for a place at its relay.
+    /// A member asks an infrastructure node for a place at its relay.
     Allocate(HostId),
     /// Its place.
     Granted(HostId, RelayGrant),
+    /// A member begins to open a stream to a relay.
+    OpenStream(HostId),
+    /// That has taken its time.
+    StreamOpened(HostId),
     /// A newcomer asks to be admitted.
     Admit,
     /// A question arrives at the registrar.
@@ -87,10 +94,8 @@ enum Errand {
     Publish,
     /// A record reaches a member.
     Pushed(Box<Verified<NodeRecord>>),
-    /// A member reads every slot.
-    Resync { again: bool },
-    /// A member has looked everywhere for an address.
-    Sought(IpAddr),
+    /// A member asks for news that no push brought.
+    Sync,
 }
 
 /// Where a question came from.
@@ -111,9 +116,12 @@ pub struct Overlay {
     pub certificates: Vec<LeaseCert>,
     members: Vec<Member>,
     infrastructure: Vec<HostId>,
+    by_host: BTreeMap<HostId, MemberId>,
+    by_peer: BTreeMap<PeerId, MemberId>,
     network: Network,
     secret: NetworkSecret,
-    token: Vec<u8>,
+    /// Each lets so many in as an invite may.
+    tokens: Vec<Vec<u8>>,
     slots: SlotModel,
     errands: BTreeMap<u64, (MemberId, u32, Errand)>,
     next_errand: u64,
@@ -125,6 +133,11 @@ impl Overlay {
     /// A network whose owner has a public address and is its only registrar, with this many infrastructure nodes.
     /// Nothing runs but these.
     pub fn new(seed: u64, infrastructure: usize) -> Self {
+        Self::of_size(seed, infrastructure, 250)
+    }
+
+    /// The same with room for this many members.
+    pub fn of_size(seed: u64, infrastructure: usize, members_max: usize) -> Self {
         let mut world = World::seeded(seed);
         let owner_host = world.add_host(None, LinkKind::FAST);
         let name = "n0".parse().expect("a sound name");
@@ -132,31 +145,45 @@ impl Overlay {
         let genesis = Genesis::new(
             &mut world.rng,
             "lab".parse().expect("a sound name"),
-            "10.77.0.0/24".parse().expect("a sound subnet"),
+            if members_max > 250 {
+                "10.77.0.0/16"
+            } else {
+                "10.77.0.0/24"
+            }
+            .parse()
+            .expect("a sound subnet"),
             DhcpMode::Overlay,
             owner.peer(),
         );
         let network = Network::new(genesis).expect("a fresh genesis is sound");
         let secret = NetworkSecret::generate(&mut world.rng);
-        let (_, token) = invite::issue(
-            &owner.identity,
-            &network,
-            Roles::DEFAULT,
-            invite::INVITE_USES_MAX,
-            UNIX_AT_START + 86_400,
-            UNIX_AT_START,
-            &mut world.rng,
-        )
-        .expect("the owner may invite");
+        let mut token = || {
+            let (_, token) = invite::issue(
+                &owner.identity,
+                &network,
+                Roles::DEFAULT,
+                invite::INVITE_USES_MAX,
+                UNIX_AT_START + 86_400,
+                UNIX_AT_START,
+                &mut world.rng,
+            )
+            .expect("the owner may invite");
+            token
+        };
+        let tokens = (0..members_max.div_ceil(TOKEN_USES))
+            .map(|_| token())
+            .collect();
         let mut overlay = Self {
             world,
             terms: Terms::default(),
             certificates: Vec::new(),
+            by_host: BTreeMap::from([(owner_host, Self::OWNER)]),
+            by_peer: BTreeMap::from([(owner.peer(), Self::OWNER)]),
             members: vec![owner],
             infrastructure: Vec::new(),
             network,
             secret,
-            token,
+            tokens,
             slots: SlotModel::default(),
             errands: BTreeMap::new(),
             next_errand: 0,
@@ -187,9 +214,21 @@ impl Overlay {
         let id = MemberId(self.members.len());
         let host = self.world.add_host(nat, link);
         let name = format!("n{}", id.0).parse().expect("a sound name");
-        self.members
-            .push(Member::new(host, name, &mut self.world.rng));
+        let member = Member::new(host, name, &mut self.world.rng);
+        self.by_host.insert(host, id);
+        self.by_peer.insert(member.peer(), id);
+        self.members.push(member);
         id
+    }
+
+    /// Puts a member's machine, which does not run, on another site.
+    pub fn move_member(&mut self, id: MemberId, nat: Option<NatId>, link: LinkKind) {
+        assert!(!self.member(id).is_running(), "it is moved while it is off");
+        let host = self.world.add_host(nat, link);
+        let before = self.member(id).host;
+        self.by_host.remove(&before);
+        self.by_host.insert(host, id);
+        self.members[id.0].host = host;
     }
 
     /// A member.
@@ -260,8 +299,10 @@ impl Overlay {
             registrar,
             directory,
             candidates: Vec::new(),
-            grants: BTreeMap::new(),
+            offers: BTreeMap::new(),
             asked: BTreeMap::new(),
+            sync: Sync::new(self.world.now()),
+            told_eager: true,
             is_refresh_planned: false,
             is_publish_planned: false,
             tick_at: None,
@@ -270,12 +311,9 @@ impl Overlay {
             host,
             Role::Node(Box::new(NodeHost::new(peer, engine, lanes))),
         );
-        let address = self.world.address(host);
-        self.command(id, Command::SetHostCandidates(vec![address]));
-        for place in self.infrastructure.clone() {
-            let delay = self.world.random_delay(&self.terms.delay);
-            self.plan(id, delay, Errand::Allocate(place));
-        }
+        let addresses = self.world.addresses(host);
+        self.command(id, Command::SetHostCandidates(addresses));
+        self.find_relays(id);
         match self.member(id).disk.membership {
             Some(_) => self.enter(id),
             None => self.plan(id, Duration::ZERO, Errand::Admit),
@@ -287,7 +325,10 @@ impl Overlay {
     /// The power goes; the node's guests are machines of their own and go on.
     pub fn kill(&mut self, id: MemberId) {
         self.unplug_guests(id);
-        self.members[id.0].running = None;
+        let member = &mut self.members[id.0];
+        if let Some(running) = member.running.take() {
+            member.disk.peers = running.directory.peers().cloned().collect();
+        }
         let host = self.members[id.0].host;
         self.world.set_role(host, Role::Down);
     }
@@ -391,12 +432,7 @@ impl Overlay {
                 }
             }
             for host in eventful {
-                let Some(id) = self
-                    .members
-                    .iter()
-                    .position(|member| member.host == host)
-                    .map(MemberId)
-                else {
+                let Some(&id) = self.by_host.get(&host) else {
                     continue;
                 };
                 let events = self
@@ -427,19 +463,15 @@ impl Overlay {
                 }
             }
             Errand::Allocate(place) => self.allocate(id, place),
-            Errand::Granted(place, grant) => {
-                self.running(id).grants.insert(place, grant);
-                let grants: Vec<_> = self.running(id).grants.values().cloned().collect();
-                let servers = grants.iter().map(|grant| grant.relay).collect();
-                self.command(id, Command::SetStunServers(servers));
-                self.command(id, Command::SetRelays(grants));
-            }
+            Errand::Granted(place, grant) => self.granted(id, place, grant),
+            Errand::OpenStream(place) => self.open_stream(id, place),
+            Errand::StreamOpened(place) => self.stream_opened(id, place),
             Errand::Admit => {
                 let (name, unix) = (self.member(id).name.clone(), self.unix());
                 let token = if id == Self::OWNER {
                     Vec::new()
                 } else {
-                    self.token.clone()
+                    self.tokens[id.0 / TOKEN_USES].clone()
                 };
                 self.ask(id, LeaseOf::Node, Transaction::Admit { token, name, unix });
             }
@@ -489,18 +521,7 @@ impl Overlay {
                     self.refresh_soon(id);
                 }
             }
-            Errand::Resync { again } => {
-                if again {
-                    self.plan(id, RESYNC, Errand::Resync { again });
-                }
-                self.read_slots(id);
-            }
-            Errand::Sought(ip) => {
-                if self.running(id).directory.by_address(ip, unix).is_none() {
-                    let network = self.network.id();
-                    self.command(id, Command::NoSuchAddress { network, ip });
-                }
-            }
+            Errand::Sync => self.sync_if_due(id),
         }
     }
 
@@ -513,47 +534,14 @@ impl Overlay {
                 self.running(id).candidates = candidates;
                 self.publish_soon(id);
             }
-            Event::RelayLost(RelayWay { via, .. }) => {
-                if let Some(place) = self
-                    .infrastructure
-                    .iter()
-                    .copied()
-                    .find(|&host| relay_id(host) == via)
-                {
-                    self.plan(id, RETRY, Errand::Allocate(place));
-                }
-            }
-            Event::UnknownPeer { .. } => {
-                self.plan(id, Duration::ZERO, Errand::Resync { again: false })
-            }
-            Event::AddressWanted { ip, .. } => {
-                self.plan(id, Duration::ZERO, Errand::Resync { again: false });
-                self.plan(id, ANSWER_TIME_MAX, Errand::Sought(ip));
-            }
+            Event::RelayLost(way) => self.relay_lost(id, way),
+            Event::RelaySilent(way) => self.relay_silent(id, way),
+            Event::RelayBound(way) => self.relay_bound(id, way),
+            Event::UnknownPeer { x25519, .. } => self.find_by_data_key(id, x25519),
+            Event::AddressWanted { ip, .. } => self.find_address(id, ip),
+            Event::SessionDown { peer, .. } => self.read_slot(id, peer),
             Event::FramePunted { port, frame, .. } => self.handle_punted(id, port, &frame),
             _ => {}
-        }
-    }
-
-    /// A place at a relay; asked for again until it is got.
-    fn allocate(&mut self, id: MemberId, place: HostId) {
-        let (peer, now) = (self.member(id).peer(), self.world.now());
-        let relay = self.world.service_address(place);
-        let reaches = self.world.is_connected(self.member(id).host, place);
-        let granted = match self.world.infrastructure(place) {
-            Some(infrastructure) if reaches => infrastructure.relay.allocate(peer, now).ok(),
-            _ => None,
-        };
-        let grant = granted.map(|(index, key)| RelayGrant {
-            via: relay_id(place),
-            relay,
-            index,
-            key,
-            carrier: None,
-        });
-        let is_sent = grant.is_some_and(|grant| self.send(id, Errand::Granted(place, grant)));
-        if !is_sent {
-            self.plan(id, RETRY, Errand::Allocate(place));
         }
     }
 
@@ -597,9 +585,4 @@ impl Overlay {
             .as_mut()
             .expect("errands reach running members only")
     }
-}
-
-/// The identity of an infrastructure node, which does nothing here but name its relay.
-fn relay_id(host: HostId) -> PeerId {
-    PeerId([host.0 as u8 + 1; 32])
 }

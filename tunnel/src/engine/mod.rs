@@ -166,8 +166,8 @@ impl Engine {
                 }
             }
             Command::SetBindings { network, bindings } => {
-                if let Some(of) = self.networks.get_mut(&network) {
-                    of.set_bindings(&bindings);
+                let of = self.networks.get_mut(&network);
+                if of.is_some_and(|of| of.set_bindings(&bindings)) {
                     self.ctx.is_dirty = true;
                     self.answer_late(network, now);
                 }

@@ -90,16 +90,19 @@ impl Network {
         }
     }
 
-    /// Replaces the bindings; what is bound is not learned any longer.
-    pub(super) fn set_bindings(&mut self, bindings: &[Binding]) {
-        self.bindings = bindings
-            .iter()
-            .map(|b| (b.ip, (b.mac, b.location)))
-            .collect();
+    /// Replaces the bindings; what is bound is not learned any longer. `false` when they are what they were.
+    pub(super) fn set_bindings(&mut self, bindings: &[Binding]) -> bool {
+        let bound = bindings.iter().map(|b| (b.ip, (b.mac, b.location)));
+        let bound: BTreeMap<_, _> = bound.collect();
+        if bound == self.bindings {
+            return false;
+        }
+        self.bindings = bound;
         for binding in bindings {
             self.stations.forget(binding.mac);
         }
         self.absent.retain(|ip, _| !self.bindings.contains_key(ip));
+        true
     }
 
     /// Keeps a question; true when the node should be asked for its address.

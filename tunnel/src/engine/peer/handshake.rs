@@ -255,13 +255,7 @@ impl Peer {
         }
     }
 
-    pub(super) fn initiate(
-        &mut self,
-        local: &Local,
-        tries: u32,
-        ctx: &mut Context,
-        now: Instant,
-    ) {
+    pub(super) fn initiate(&mut self, local: &Local, tries: u32, ctx: &mut Context, now: Instant) {
         self.stop_handshake(ctx);
         let mut targets = self.agent.handshake_targets();
         let is_renewal = self.current.is_some() && !self.is_suspect;
