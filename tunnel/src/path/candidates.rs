@@ -198,6 +198,11 @@ impl Candidates {
         }
     }
 
+    /// Whether the peer's own last list has this address.
+    pub(super) fn is_told(&self, addr: PathAddr) -> bool {
+        self.told.iter().any(|told| self.reachable(told) == addr)
+    }
+
     /// Every address worth trying, relays first because they work at once, at most [`CANDIDATES_MAX`].
     pub(super) fn remote(&self) -> Vec<(PathAddr, Tier)> {
         let mut found: Vec<(PathAddr, Tier)> = Vec::new();

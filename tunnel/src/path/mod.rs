@@ -421,10 +421,13 @@ impl PathAgent {
                     None,
                     now,
                 );
-                let passage = self.passage();
+                let (passage, was_listed) = (self.passage(), self.is_listed());
                 let changed = self.candidates.handle_told(generation, nat, list);
                 if self.passage() != passage {
                     self.chance.forgive();
+                }
+                if was_listed && !self.is_listed() {
+                    self.doubt(now); // the peer is not there any more, by its own account
                 }
                 if changed == Some(true) || (punch && changed.is_some()) {
                     self.probe_everything(now);
@@ -578,6 +581,12 @@ impl PathAgent {
     /// What the agent did so far.
     pub fn stats(&self) -> PathStats {
         self.stats
+    }
+
+    /// Whether the path in use is one that the peer told us.
+    fn is_listed(&self) -> bool {
+        self.current
+            .is_some_and(|addr| self.candidates.is_told(addr))
     }
 
     /// When the path in use is to be doubted, unless it is heard.
