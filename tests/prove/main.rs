@@ -11,6 +11,7 @@
     reason = "the stage is shared with tests that use more of it"
 )]
 
+mod crowd;
 mod matrix;
 #[path = "../measuring.rs"]
 mod measuring;
@@ -76,7 +77,7 @@ fn main() -> Result<()> {
     {
         return memory::hold(sessions, far);
     }
-    let parts: [Part; 10] = [
+    let parts: [Part; 11] = [
         ("first-ping-direct", |amount| {
             let goal = Duration::from_secs(3);
             first_ping(amount, Nat::PortRestricted, "direct", goal)
@@ -94,6 +95,7 @@ fn main() -> Result<()> {
         ("ssh", ssh::ssh),
         ("moved", moved::moved),
         ("matrix", matrix::matrix),
+        ("crowd", crowd::crowd),
     ];
     let (flags, only): (Vec<String>, Vec<String>) = arguments
         .into_iter()
@@ -158,6 +160,23 @@ fn cache() -> Result<PathBuf> {
 fn is_fresh(file: &Path) -> bool {
     let changed = |path: &Path| std::fs::metadata(path).and_then(|m| m.modified()).ok();
     changed(file).is_some_and(|measured| changed(&program()).is_some_and(|built| measured > built))
+}
+
+/// Puts figures between the marks of a page under `docs/`.
+fn write_page(name: &str, figures: &str) -> Result<()> {
+    const BEGIN: &str = "<!-- measured -->\n";
+    const END: &str = "\n<!-- end -->";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../docs")
+        .join(name);
+    let page = std::fs::read_to_string(&path)?;
+    let (before, rest) = page
+        .split_once(BEGIN)
+        .context("the page has a place for figures")?;
+    let (_, after) = rest.split_once(END).context("the page's figures end")?;
+    std::fs::write(&path, format!("{before}{BEGIN}{figures}{END}{after}"))?;
+    println!("written: {}", path.display());
+    Ok(())
 }
 
 fn heading() -> Result<String> {

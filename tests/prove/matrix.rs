@@ -6,12 +6,12 @@ use crate::measuring::{processor, said};
 use crate::overlay::lab;
 use crate::reachability::kinds::{Cell, Kind, MATRIX, Way, cells, expectation};
 use crate::reachability::stage::{Stage, Tried, tour};
-use crate::{Amount, Measured, SHORT, cache, is_fresh};
+use crate::{Amount, Measured, SHORT, cache, is_fresh, write_page};
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -175,7 +175,7 @@ pub(crate) fn matrix(amount: Amount) -> Result<Measured> {
         .iter()
         .all(|(cell, record)| record.is_kept(expectation(cell.0, cell.1).0));
     if amount.runs > SHORT.runs {
-        write_page(&lines.join("\n"))?;
+        write_page("reachability.md", &lines.join("\n"))?;
     }
     Ok(Measured { kept, lines })
 }
@@ -258,19 +258,4 @@ fn grid(records: &BTreeMap<Cell, Record>) -> Vec<String> {
         ));
     }
     lines
-}
-
-/// Puts the figures between the marks of the page.
-fn write_page(figures: &str) -> Result<()> {
-    const BEGIN: &str = "<!-- measured -->\n";
-    const END: &str = "\n<!-- end -->";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reachability.md");
-    let page = fs::read_to_string(&path)?;
-    let (before, rest) = page
-        .split_once(BEGIN)
-        .context("the page has a place for figures")?;
-    let (_, after) = rest.split_once(END).context("the page's figures end")?;
-    fs::write(&path, format!("{before}{BEGIN}{figures}{END}{after}"))?;
-    println!("written: {}", path.display());
-    Ok(())
 }

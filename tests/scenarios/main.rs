@@ -2,6 +2,7 @@
 //! seed, bit for bit; `FARLAN_SEED=7` gives it another one.
 
 mod common;
+mod crowd;
 mod explore;
 mod faults;
 mod fifty;

@@ -97,6 +97,12 @@ impl Guest {
         (sequence, self.flush(now))
     }
 
+    /// Nobody will ask for this ping again.
+    pub fn forget(&mut self, sequence: u16) {
+        self.sent_at.remove(&sequence);
+        self.answered.remove(&sequence);
+    }
+
     /// A frame arrives at the guest: the frames with which it answers.
     pub fn handle_frame(&mut self, frame: &[u8], now: Instant) -> Vec<Vec<u8>> {
         let Ok(packet) = LaxPacketHeaders::from_ethernet(frame) else {

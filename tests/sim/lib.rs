@@ -1,6 +1,7 @@
 //! A deterministic world for the cores: links, NATs, hosts and guests on virtual time.
 //! The promise: one seed, one run, bit for bit.
 
+pub mod crowd;
 pub mod dhcp_client;
 pub mod directory;
 pub mod guest;

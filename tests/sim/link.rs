@@ -98,21 +98,17 @@ impl Link {
         arrival
     }
 
-    /// The same by TCP: what is lost is sent again half a second later, and all that follows waits for it.
+    /// The same by TCP, which cuts what is large and sends again what is lost. What follows does not wait for it, which is
+    /// kinder than TCP.
     pub fn send_reliably(
         &mut self,
         payload_bytes: usize,
         now: Instant,
         rng: &mut ChaCha20Rng,
     ) -> Option<Instant> {
-        let arrival = self.arrival(payload_bytes + HEADERS_BYTES, now, rng);
-        if arrival.is_some() || !self.up {
-            return arrival;
-        }
-        let again = now + self.kind.delay + RETRANSMISSION;
-        let again = self.last_arrival.map_or(again, |last| again.max(last));
-        self.last_arrival = Some(again);
-        Some(again)
+        let segment = (payload_bytes + HEADERS_BYTES).min(self.kind.mtu);
+        let arrival = self.arrival(segment, now, rng);
+        arrival.or_else(|| self.up.then(|| now + self.kind.delay + RETRANSMISSION))
     }
 
     fn arrival(&mut self, bytes: usize, now: Instant, rng: &mut ChaCha20Rng) -> Option<Instant> {

@@ -6,7 +6,7 @@
 //! [`crate::directory`] for what stands in for them.
 
 use crate::{
-    guest::MARKER,
+    guest::{Guest, MARKER},
     host::{NodeHost, Sent},
     infrastructure::{Infrastructure, MAIN_PORT},
     link::{Link, LinkKind},
@@ -368,6 +368,14 @@ impl World {
     pub fn node(&self, host: HostId) -> Option<&NodeHost> {
         match &self.hosts[host.0].role {
             Role::Node(node) => Some(node),
+            _ => None,
+        }
+    }
+
+    /// The guest behind a port of the node on a host.
+    pub fn guest_mut(&mut self, host: HostId, port: PortId) -> Option<&mut Guest> {
+        match &mut self.hosts[host.0].role {
+            Role::Node(node) => node.guests.get_mut(&port),
             _ => None,
         }
     }

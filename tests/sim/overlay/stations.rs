@@ -1,7 +1,8 @@
 //! What stations, members' own and their guests, do: they ping each other; and what can be seen of it.
 
 use super::*;
-use tunnel::path::Passage;
+use overlay_types::PathAddr;
+use tunnel::{engine::PeerStats, path::Passage};
 
 /// How often a pinging station sends.
 const PING_EVERY: Duration = Duration::from_secs(1);
@@ -109,38 +110,38 @@ impl Overlay {
         plugged.or_else(|| member.unplugged.get(&station.port))
     }
 
+    fn peer_stats(&self, from: MemberId, to: MemberId) -> Option<PeerStats> {
+        let (network, peer) = (self.network.id(), self.member(to).peer());
+        let node = self.world.node(self.member(from).host)?;
+        node.engine.stats_of(network, peer, self.world.now())
+    }
+
+    /// The way in use between two members.
+    pub fn way(&self, from: MemberId, to: MemberId) -> Option<PathAddr> {
+        Some(self.peer_stats(from, to)?.path?.addr)
+    }
+
     /// The kind of way in use between two members.
     pub fn path(&self, from: MemberId, to: MemberId) -> Option<PathKind> {
-        let peer = self.member(to).peer();
-        let stats = self
-            .world
-            .node(self.member(from).host)?
-            .engine
-            .peer_stats(self.world.now());
-        let stats = stats.into_iter().find(|stats| stats.peer == peer)?;
-        stats.path.map(|path| path.addr.kind())
+        Some(self.way(from, to)?.kind())
     }
 
     /// What the NATs of two members allow, as one of them judges it.
     pub fn passage(&self, from: MemberId, to: MemberId) -> Option<Passage> {
-        let peer = self.member(to).peer();
-        let node = self.world.node(self.member(from).host)?;
-        let stats = node.engine.peer_stats(self.world.now());
-        let stats = stats.into_iter().find(|stats| stats.peer == peer)?;
-        Some(stats.passage)
+        Some(self.peer_stats(from, to)?.passage)
     }
 
     /// Since when the session in use between two members exists.
     pub fn session_age(&self, from: MemberId, to: MemberId) -> Option<Duration> {
-        let peer = self.member(to).peer();
-        let stats = self
-            .world
-            .node(self.member(from).host)?
-            .engine
-            .peer_stats(self.world.now());
-        stats
-            .into_iter()
-            .find(|stats| stats.peer == peer)?
-            .session_age
+        self.peer_stats(from, to)?.session_age
+    }
+
+    /// Nobody will ask for this ping again.
+    pub fn forget_ping(&mut self, from: impl Into<Station>, sequence: u16) {
+        let from = from.into();
+        let host = self.member(from.member).host;
+        if let Some(guest) = self.world.guest_mut(host, from.port) {
+            guest.forget(sequence);
+        }
     }
 }

@@ -15,6 +15,9 @@ use crate::{
 use overlay_types::PathAddr;
 use std::time::Instant;
 
+/// Members that may be behind one address: LANs are numbered alike, and not everybody who lists it is to be called.
+const AT_ONE_ADDRESS_MAX: usize = 4;
+
 impl Engine {
     /// Takes a datagram whose relay wrapper is off.
     pub(super) fn handle_datagram(&mut self, from: PathAddr, bytes: &mut [u8], now: Instant) {
@@ -197,6 +200,7 @@ impl Engine {
             .flat_map(|network| network.peers.values())
             .filter(|peer| !peer.is_well(now) && peer.may_be_at(from))
             .map(|peer| peer.key)
+            .take(AT_ONE_ADDRESS_MAX)
             .collect();
         for key in known {
             self.with_peer(key, now, |peer, _, _| peer.want_handshake_seldom(now));

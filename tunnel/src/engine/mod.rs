@@ -364,6 +364,12 @@ impl Engine {
             .collect()
     }
 
+    /// One peer.
+    pub fn stats_of(&self, network: NetworkId, peer: PeerId, now: Instant) -> Option<PeerStats> {
+        let peer = self.networks.get(&network)?.peers.get(&peer)?;
+        Some(peer.stats(now))
+    }
+
     /// Everything that was counted, by the engine and by the workers as far as they told.
     pub fn counters(&self) -> &Counters {
         &self.ctx.counters

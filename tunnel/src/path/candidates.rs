@@ -208,7 +208,10 @@ impl Candidates {
         let mut found: Vec<(PathAddr, Tier)> = Vec::new();
         for candidate in self.told.iter().chain(&self.recorded) {
             let addr = self.reachable(candidate);
-            if !self.is_sane(candidate.path_addr().socket_addr())
+            let at = candidate.path_addr().socket_addr();
+            // LANs are numbered alike: what is one of ours leads nowhere else.
+            if !self.is_sane(at)
+                || addr == PathAddr::Direct(at) && self.is_ours(at)
                 || found.iter().any(|(known, _)| *known == addr)
             {
                 continue;
@@ -314,6 +317,16 @@ mod tests {
         let remote = c.remote();
         assert_eq!(remote[0].1, Tier::Relay);
         assert_eq!(remote.len(), 1 + CANDIDATES_MAX - RELAYED_MAX);
+    }
+
+    #[test]
+    fn an_address_that_is_ours_as_well_is_no_way_to_the_peer() {
+        let mut c = Candidates::default();
+        c.set_local(&[host(1), relayed("198.51.100.1:7000", 4)]);
+        c.set_recorded(&[host(1), host(2), relayed("198.51.100.1:7000", 5)]);
+        let remote: Vec<_> = c.remote().into_iter().map(|(addr, _)| addr).collect();
+        let [relayed, direct] = [relayed("198.51.100.1:7000", 5), host(2)].map(|c| c.path_addr());
+        assert_eq!(remote, [relayed, direct]);
     }
 
     #[test]
