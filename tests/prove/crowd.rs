@@ -39,7 +39,12 @@ pub(crate) fn crowd(amount: Amount) -> Result<Measured> {
         std::thread::available_parallelism()?,
     )];
     lines.extend(figures.lines());
-    lines.extend(figures.unreached_first.iter().map(|one| format!("\n{one:?}")));
+    lines.extend(
+        figures
+            .unreached_first
+            .iter()
+            .map(|one| format!("\n{one:?}")),
+    );
     if is_full {
         write_page("reachability-at-scale.md", &lines.join("\n"))?;
     }
