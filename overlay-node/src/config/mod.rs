@@ -691,7 +691,7 @@ mod tests {
 
     #[test]
     fn the_example_file_is_silent_as_it_comes_and_right_where_it_is_uncommented() {
-        let text = include_str!("../../deploy/farlan.toml");
+        let text = include_str!("../../../deploy/farlan.toml");
         let bare = RunConfig::resolve(RunFlags::default(), ConfigFile::default()).unwrap();
         let as_it_comes =
             RunConfig::resolve(RunFlags::default(), ConfigFile::parse(text).unwrap()).unwrap();
