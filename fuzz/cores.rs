@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use tunnel::engine::{Command, Engine, EngineConfig};
-use tunnel::path::{ControlMessage, PathAgent, SocketWish};
+use tunnel::path::{ControlMessage, PathAgent, RelayOffer, SocketWish};
 use tunnel::session::LocalKeys;
 use tunnel::stun::{NatBehaviour, NatRule, PortAssignment, Sampled};
 use tunnel::worker::Report;
@@ -222,7 +222,12 @@ enum Said {
 fn way(n: u8) -> PathAddr {
     let relay = ([198, 51, 100, 1], 3478).into();
     match n % 4 {
-        0 => PathAddr::Relayed { relay, index: 7 },
+        0 if n < 128 => PathAddr::Relayed { relay, index: 7 },
+        0 => PathAddr::Chained {
+            relay,
+            via: 7,
+            index: 8,
+        },
         n => PathAddr::Direct(addr(n.into())),
     }
 }
@@ -237,7 +242,13 @@ fn message(kind: u8, id: u32, list: &[(bool, u8, u16)]) -> ControlMessage {
         }
     };
     let id = u64::from(id);
-    match kind % 10 {
+    match kind % 13 {
+        10 => ControlMessage::RelayAsk,
+        11 => ControlMessage::RelayPlace {
+            index: id as u32,
+            key: [kind; 32],
+        },
+        12 => ControlMessage::RelayRefused { is_full: true },
         0 => ControlMessage::Probe { id },
         1 => ControlMessage::Pong {
             id,
@@ -260,6 +271,7 @@ fn message(kind: u8, id: u32, list: &[(bool, u8, u16)]) -> ControlMessage {
             punch: kind.is_multiple_of(2),
             nat: nat(id as u8),
             list: list.iter().map(candidate).collect(),
+            relays: RelayOffer::None,
         },
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::input::{AnyFrame, Edits, broken, one};
 use bolero::{TypeGenerator, check};
-use overlay_types::{NetworkId, PeerId};
+use overlay_types::{NetworkId, PathAddr, PeerId};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tunnel::relay::message::{self, MESSAGE_BYTES, Message};
@@ -11,7 +11,9 @@ use tunnel::split::Rejoiner;
 use tunnel::stun::{LifetimeProbe, ProbeSocket, StunClient, server_answer};
 use tunnel::switch::facts::Facts;
 use tunnel::wire::arp::ArpPacket;
-use tunnel::wire::datagram::{DataHeader, DatagramKind, RelayHeader, classify};
+use tunnel::wire::datagram::{
+    DataHeader, DatagramKind, RelayHeader, WRAPPERS_MAX, classify, wrappers,
+};
 use tunnel::wire::ethernet::Frame;
 use tunnel::wire::extension::HalfHeader;
 use tunnel::wire::handshake::HandshakeHeader;
@@ -34,7 +36,7 @@ fn datagrams_are_classified() {
             let mut bytes = bytes.clone();
             if let Some(first) = bytes.first_mut() {
                 *first = *one(
-                    &[0x00, 0x80, 0x81, 0x82, 0x84, 0xA0, 0xA3, 0xA4, *first],
+                    &[0x00, 0x80, 0x81, 0x82, 0x84, 0xA0, 0xA3, 0xA4, 0xA5, *first],
                     *kind,
                 );
             }
@@ -44,7 +46,7 @@ fn datagrams_are_classified() {
                     assert_eq!(DataHeader::parse(&bytes), Some(header));
                     assert_eq!(header.as_bytes(), &bytes[..16]);
                 }
-                DatagramKind::Relayed(header) => {
+                DatagramKind::ToPlace(header) | DatagramKind::FromPlace(header) => {
                     let (parsed, inner) = RelayHeader::parse(&bytes).unwrap();
                     assert_eq!((parsed, inner.len()), (header, bytes.len() - 8));
                 }
@@ -156,6 +158,17 @@ fn lifetimes_are_measured() {
         });
 }
 
+/// Straight, through another relay, and through more than are allowed.
+fn way(n: u8) -> PathAddr {
+    let straight = PathAddr::Direct(addr(n % 3));
+    let through = straight.beyond(u32::from(n % 2)).unwrap();
+    match n / 64 {
+        0 | 1 => straight,
+        2 => through,
+        _ => through.beyond(1).unwrap(),
+    }
+}
+
 #[derive(Clone, Debug, TypeGenerator)]
 enum RelayInput {
     /// What the client says, broken or not, from one of a few addresses.
@@ -188,14 +201,21 @@ fn relay_and_client_speak_through_noise() {
                 index,
                 key,
                 carrier: None,
+                through: None,
+                is_member: false,
             }],
             now,
         );
         let mut answer = None;
         for input in inputs.iter().take(64) {
-            let mut verdict = |from, mut bytes: Vec<u8>| {
+            let mut verdict = |from: u8, mut bytes: Vec<u8>| {
                 let asked = bytes.len();
+                let from = way(from);
                 let verdict = server.handle_datagram(from, &mut bytes, now);
+                if let Verdict::Forward(to) = verdict {
+                    let sent = wrappers(&bytes) + to.relays();
+                    assert!(bytes.len() == asked && sent <= WRAPPERS_MAX);
+                }
                 if let Verdict::Reply(reply) = verdict {
                     assert!(
                         reply.len() <= asked,
@@ -207,12 +227,16 @@ fn relay_and_client_speak_through_noise() {
             match input {
                 RelayInput::Bind(from, edits) => {
                     if let Some((_, bytes)) = client.poll_transmit() {
-                        verdict(addr(from % 3), broken(&bytes, edits));
+                        verdict(*from, broken(&bytes, edits));
                     }
                 }
                 RelayInput::Answer(edits) => {
                     if let Some(reply) = answer.take() {
-                        client.handle_datagram(relay, &broken(&reply, edits), now);
+                        client.handle_datagram(
+                            PathAddr::Direct(relay),
+                            &broken(&reply, edits),
+                            now,
+                        );
                     }
                 }
                 RelayInput::Forward(from, to, inner) => {
@@ -221,10 +245,10 @@ fn relay_and_client_speak_through_noise() {
                     } else {
                         u32::from(*to)
                     };
-                    let datagram = [RelayHeader::new(to).as_bytes(), inner].concat();
-                    verdict(addr(from % 3), datagram);
+                    let datagram = [RelayHeader::to(to).as_bytes(), inner].concat();
+                    verdict(*from, datagram);
                 }
-                RelayInput::Raw(from, bytes) => verdict(addr(from % 3), bytes.clone()),
+                RelayInput::Raw(from, bytes) => verdict(*from, bytes.clone()),
                 RelayInput::Allocate(peer) => {
                     let _ = server.allocate(PeerId([*peer; 32]), now);
                 }

@@ -165,6 +165,9 @@ pub struct Up {
     /// Do not ask routers to map the data port (PCP, NAT-PMP, UPnP)
     #[arg(long)]
     pub no_port_mapping: bool,
+    /// Relay for no other member
+    #[arg(long)]
+    pub no_relay: bool,
     /// A STUN server, beside the fabric nodes
     #[arg(long, value_name = "ADDR:PORT")]
     pub stun: Vec<SocketAddr>,
@@ -194,8 +197,8 @@ pub struct Fabric {
     /// TCP port for nodes that get out by TLS only; 0: none [default: 443, if it is free]
     #[arg(long, value_name = "PORT")]
     pub stream_port: Option<u16>,
-    /// What the relay carries for all members together, in Mbit/s [default: 1000]
-    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    /// What the relay carries for all members together, in Mbit/s; 0: no relay [default: 1000]
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(..=1_000_000))]
     pub relay_rate: Option<u32>,
     /// What it carries for one member, in Mbit/s [default: 256]
     #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]

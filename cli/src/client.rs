@@ -168,6 +168,7 @@ mod tests {
                 },
                 nat: NatStatus::default(),
                 fabric: FabricStatus::default(),
+                relay: overlay_types::api::RelayStatus::default(),
                 networks: vec![],
                 name: None,
                 address: None,

@@ -14,6 +14,9 @@ pub struct Status {
     pub nat: NatStatus,
     /// The fabric as seen from here.
     pub fabric: FabricStatus,
+    /// What it relays for other members.
+    #[serde(default)]
+    pub relay: RelayStatus,
     /// Every network the node is in.
     pub networks: Vec<NetworkStatus>,
     /// The default network's name for this node.
@@ -76,10 +79,29 @@ pub struct FabricStatus {
     pub connections: usize,
     /// Infrastructure nodes among them.
     pub infrastructure: usize,
-    /// Our UDP relay bindings.
+    /// The UDP relays where others reach us: `ADDR:PORT`, with the name behind it in brackets where a member relays.
     pub relays: Vec<String>,
     /// Addresses where control connections reach us.
     pub listen: Vec<String>,
+}
+
+/// What a member relays for others.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Whether it does.
+    pub serves: bool,
+    /// Members that have a place here.
+    pub places: usize,
+    /// Those of them that use it.
+    pub bound: usize,
+    /// Bytes passed on since it started.
+    pub forwarded_bytes: u64,
+    /// Datagrams passed on.
+    pub forwarded: u64,
+    /// Datagrams that were not, because somebody's rate was spent.
+    pub dropped_rate: u64,
+    /// Datagrams that were not for any other reason.
+    pub dropped_other: u64,
 }
 
 /// One network the node is in.
@@ -160,6 +182,9 @@ pub struct PathStatus {
     pub rtt_us: u64,
     /// Largest UDP payload that the path carries.
     pub mtu: u16,
+    /// Who relays: a member's name, or a fabric node's id. Null on direct paths, and where it is not known.
+    #[serde(default)]
+    pub via: Option<String>,
 }
 
 /// `GET /v1/leases`: a list of these.

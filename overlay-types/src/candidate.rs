@@ -23,15 +23,56 @@ pub enum PathAddr {
         /// The receiver's number at that relay.
         index: u32,
     },
+    /// Wrapped twice: to `relay`, for another relay that is bound there as `via`, for whoever is bound at that one as
+    /// `index`. There are no longer chains.
+    Chained {
+        /// The first relay's UDP address.
+        relay: SocketAddr,
+        /// The second relay's number at the first.
+        via: u32,
+        /// The receiver's number at the second.
+        index: u32,
+    },
 }
 
 impl PathAddr {
+    /// How many relays stand between, each with a wrapper of its own.
+    pub const fn relays(self) -> usize {
+        match self {
+            Self::Direct(_) | Self::Punched { .. } => 0,
+            Self::Relayed { .. } => 1,
+            Self::Chained { .. } => 2,
+        }
+    }
+
+    /// Where whoever is bound as `index` is reached at a relay that is itself reached here. `None` where the chain would be
+    /// too long, or would begin at a socket that relays do not know.
+    pub const fn beyond(self, index: u32) -> Option<Self> {
+        match self {
+            Self::Direct(relay) => Some(Self::Relayed { relay, index }),
+            Self::Relayed { relay, index: via } => Some(Self::Chained { relay, via, index }),
+            Self::Punched { .. } | Self::Chained { .. } => None,
+        }
+    }
+
+    /// The inverse of [`Self::beyond`]: where the last relay is reached, and the receiver's number there.
+    pub const fn last_relay(self) -> Option<(Self, u32)> {
+        match self {
+            Self::Direct(_) | Self::Punched { .. } => None,
+            Self::Relayed { relay, index } => Some((Self::Direct(relay), index)),
+            Self::Chained { relay, via, index } => {
+                Some((Self::Relayed { relay, index: via }, index))
+            }
+        }
+    }
+
     /// The address that the UDP socket sends to.
     pub const fn socket_addr(self) -> SocketAddr {
         match self {
-            Self::Direct(addr) | Self::Punched { addr, .. } | Self::Relayed { relay: addr, .. } => {
-                addr
-            }
+            Self::Direct(addr)
+            | Self::Punched { addr, .. }
+            | Self::Relayed { relay: addr, .. }
+            | Self::Chained { relay: addr, .. } => addr,
         }
     }
 
@@ -39,7 +80,7 @@ impl PathAddr {
     pub const fn socket(self) -> u16 {
         match self {
             Self::Punched { socket, .. } => socket,
-            Self::Direct(_) | Self::Relayed { .. } => 0,
+            Self::Direct(_) | Self::Relayed { .. } | Self::Chained { .. } => 0,
         }
     }
 
@@ -47,7 +88,7 @@ impl PathAddr {
     pub const fn kind(self) -> PathKind {
         match self {
             Self::Direct(_) | Self::Punched { .. } => PathKind::Direct,
-            Self::Relayed { .. } => PathKind::Relay,
+            Self::Relayed { .. } | Self::Chained { .. } => PathKind::Relay,
         }
     }
 }
@@ -57,6 +98,7 @@ impl fmt::Display for PathAddr {
         match self {
             Self::Direct(addr) | Self::Punched { addr, .. } => write!(f, "{addr}"),
             Self::Relayed { relay, .. } => write!(f, "relay {relay}"),
+            Self::Chained { relay, .. } => write!(f, "two relays from {relay}"),
         }
     }
 }

@@ -22,6 +22,7 @@ mod paths;
 mod port_mapping;
 #[path = "../reachability/mod.rs"]
 mod reachability;
+mod relays;
 mod sealed;
 mod static_peers;
 mod streams;

@@ -9,4 +9,5 @@ mod fifty;
 mod guests;
 mod joining;
 mod paths;
+mod relays;
 mod symmetric;

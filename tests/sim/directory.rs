@@ -36,6 +36,10 @@ pub struct Terms {
     pub loss: f64,
     /// Share of reads that return the version before the newest, 0.0 to 1.0.
     pub stale: f64,
+    /// Whether infrastructure nodes give places at their relays; STUN they answer always.
+    pub fabric_relays: bool,
+    /// Whether members relay for each other.
+    pub members_relay: bool,
 }
 
 impl Default for Terms {
@@ -44,6 +48,8 @@ impl Default for Terms {
             delay: Duration::from_millis(20)..Duration::from_millis(200),
             loss: 0.05,
             stale: 0.1,
+            fabric_relays: true,
+            members_relay: true,
         }
     }
 }

@@ -41,6 +41,7 @@ struct Wishes {
     delivered: Vec<(PortId, Vec<u8>)>,
     reports: Vec<Report>,
     handed_over: Vec<(u8, PathAddr, Vec<u8>)>,
+    relayed: Vec<(PathAddr, Vec<u8>)>,
 }
 
 /// Reports that may wait for the engine; more are dropped, as on a real host.
@@ -60,6 +61,10 @@ impl Output for Wishes {
             self.reports.push(report);
         }
         room
+    }
+    fn relay(&mut self, from: PathAddr, datagram: &[u8]) -> bool {
+        self.relayed.push((from, datagram.to_vec()));
+        true
     }
     fn hand_over(&mut self, worker: u8, from: PathAddr, datagram: &[u8]) {
         self.handed_over.push((worker, from, datagram.to_vec()));
@@ -166,6 +171,9 @@ impl NodeHost {
             sent.append(&mut wishes.sent);
             for report in std::mem::take(&mut wishes.reports) {
                 self.engine.handle_report(report, now);
+            }
+            for (from, bytes) in std::mem::take(&mut wishes.relayed) {
+                self.engine.handle_to_place(from, bytes, now);
             }
             for (worker, from, mut bytes) in std::mem::take(&mut wishes.handed_over) {
                 self.workers[usize::from(worker)].handle_unwrapped(

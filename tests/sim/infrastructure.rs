@@ -1,6 +1,7 @@
 //! An infrastructure node in the simulated world: the real relay and the real STUN answers on two ports.
 //! Granting places is the control plane's: [`crate::overlay`] models how long that takes.
 
+use overlay_types::PathAddr;
 use std::{net::SocketAddr, time::Instant};
 use tunnel::{
     relay::{RelayLimits, RelayServer, Verdict},
@@ -63,10 +64,13 @@ impl Infrastructure {
                 bytes: answer.bytes,
             });
         }
-        match self.relay.handle_datagram(from, &mut bytes, now) {
+        match self
+            .relay
+            .handle_datagram(PathAddr::Direct(from), &mut bytes, now)
+        {
             Verdict::Forward(to) => Some(Answer {
                 from: at,
-                to,
+                to: to.socket_addr(),
                 bytes,
             }),
             Verdict::Reply(reply) => Some(Answer {

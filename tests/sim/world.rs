@@ -122,6 +122,8 @@ pub struct World {
     hosts6: BTreeMap<IpAddr, HostId>,
     streams: BTreeMap<SocketAddr, Stream>,
     streams_opened: u32,
+    /// These two have no way to each other, whatever their NATs do.
+    apart: BTreeSet<(HostId, HostId)>,
     /// Hosts cut off from all others, together.
     island: BTreeSet<HostId>,
     wakes: BTreeMap<HostId, Instant>,
@@ -155,6 +157,7 @@ impl World {
             hosts6: BTreeMap::new(),
             streams: BTreeMap::new(),
             streams_opened: 0,
+            apart: BTreeSet::new(),
             island: BTreeSet::new(),
             wakes: BTreeMap::new(),
             due: Vec::new(),
@@ -342,6 +345,12 @@ impl World {
     pub fn set_island(&mut self, island: BTreeSet<HostId>) {
         self.note(format_args!("the island is {island:?}"));
         self.island = island;
+    }
+
+    /// Two hosts have no way to each other, as if each had another IP version.
+    pub fn set_apart(&mut self, a: HostId, b: HostId) {
+        self.note(format_args!("hosts {} and {} are apart", a.0, b.0));
+        self.apart.insert((a.min(b), a.max(b)));
     }
 
     /// Whether two hosts that run could exchange anything at all.
@@ -536,7 +545,8 @@ impl World {
         let Some((receiver, from, at)) = self.route(host, inside, to) else {
             return;
         };
-        if self.on_island(host) != self.on_island(receiver) {
+        let pair = (host.min(receiver), host.max(receiver));
+        if self.on_island(host) != self.on_island(receiver) || self.apart.contains(&pair) {
             return;
         }
         let across = self.across(host, receiver);

@@ -14,6 +14,8 @@ pub struct Snapshot {
     pub sessions: Vec<SessionView>,
     /// Ports of all networks in the order of their ids: network and place there.
     pub ports: Vec<(PortId, u16, u16)>,
+    /// For whom this node passes datagrams on, in order; `None` when it is no relay.
+    pub relay_clients: Option<Vec<PathAddr>>,
 }
 
 /// One network.

@@ -109,6 +109,12 @@ counters! {
     DropTap => "drop_tap",
     /// Drop: a datagram for another worker, which had too many waiting.
     DropHandOver => "drop_hand_over",
+    /// Drop: a datagram to be relayed, or a wish for that, from who has no place here, or to a node that is no relay.
+    DropRelayStranger => "drop_relay_stranger",
+    /// Drop: a datagram to be relayed, when too many were waiting.
+    DropRelayQueue => "drop_relay_queue",
+    /// Drop: a datagram through more relays than two.
+    DropRelayNested => "drop_relay_nested",
     /// Datagrams of the engine that did not leave: mostly probes larger than the interface's MTU.
     EngineUnsent => "engine_unsent",
 }

@@ -90,6 +90,9 @@ impl Output for Wire {
         self.reports += 1;
         true
     }
+    fn relay(&mut self, _from: PathAddr, _datagram: &[u8]) -> bool {
+        true
+    }
     fn hand_over(&mut self, _worker: u8, _from: PathAddr, _datagram: &[u8]) {}
 }
 
@@ -164,6 +167,7 @@ fn snapshot(side: usize) -> Arc<Snapshot> {
             peer: 0,
         }],
         ports: vec![(PORT, 0, 0)],
+        relay_clients: None,
     })
 }
 

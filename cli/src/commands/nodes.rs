@@ -8,7 +8,7 @@ use crate::{
 };
 use overlay_types::{
     PathKind,
-    api::{LeaseStatus, NatStatus, PathStatus, PeerStatus, Ping, Pong, Status},
+    api::{LeaseStatus, NatStatus, PathStatus, PeerStatus, Ping, Pong, RelayStatus, Status},
 };
 use serde::Serialize;
 use std::time::Duration;
@@ -24,6 +24,7 @@ pub(super) async fn status(client: &Client, read: Read) -> anyhow::Result<()> {
         node,
         nat,
         fabric,
+        relay,
         networks,
         ..
     } = status;
@@ -55,6 +56,7 @@ pub(super) async fn status(client: &Client, read: Read) -> anyhow::Result<()> {
     for address in &fabric.listen {
         say(&format!("        listens at {address}"));
     }
+    say(&format!("relay   {}", relay_text(&relay)));
     for network in &networks {
         say("");
         show(network);
@@ -63,6 +65,22 @@ pub(super) async fn status(client: &Client, read: Read) -> anyhow::Result<()> {
         note("in no network");
     }
     Ok(())
+}
+
+/// What is relayed for others.
+fn relay_text(relay: &RelayStatus) -> String {
+    if !relay.serves {
+        return "for no other member".into();
+    }
+    let mut text = format!(
+        "for other members: {} places, {} passed on",
+        relay.bound,
+        bytes(relay.forwarded_bytes)
+    );
+    if relay.dropped_rate > 0 {
+        text += &format!(", {} datagrams dropped beyond the rate", relay.dropped_rate);
+    }
+    text
 }
 
 /// What is known of a NAT beside its rules, a line for each kind of thing.
@@ -123,7 +141,11 @@ fn path_text(path: &PathStatus) -> String {
         PathKind::Stream => "stream",
     };
     // A relayed path's remote may say so itself.
-    format!("{kind} {}", path.remote.trim_start_matches("relay "))
+    let text = format!("{kind} {}", path.remote.trim_start_matches("relay "));
+    match &path.via {
+        Some(via) => format!("{text} ({via})"),
+        None => text,
+    }
 }
 
 /// `farlan leases`.

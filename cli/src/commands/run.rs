@@ -60,6 +60,7 @@ async fn run_member(global: &Global, flags: Up, detached: Option<&Detached>) -> 
         listen_control: flags.listen_control,
         no_mdns: flags.no_mdns,
         no_port_mapping: flags.no_port_mapping,
+        no_relay: flags.no_relay,
         stun: flags.stun,
         via: flags.via,
         dns: flags.dns,

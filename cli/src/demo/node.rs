@@ -54,7 +54,17 @@ impl Node {
 
     /// Starts an infrastructure node at every address of its machine, and returns it with all that others bootstrap from.
     pub fn fabric_everywhere(machine: &Machine, program: &str) -> Result<(Self, Vec<String>)> {
-        let mut process = machine.spawn("farlan", &[program, "fabric", "--no-mdns"])?;
+        Self::fabric_everywhere_with(machine, program, &[])
+    }
+
+    /// The same with further options.
+    pub fn fabric_everywhere_with(
+        machine: &Machine,
+        program: &str,
+        options: &[&str],
+    ) -> Result<(Self, Vec<String>)> {
+        let words = [&[program, "fabric", "--no-mdns"], options].concat();
+        let mut process = machine.spawn("farlan", &words)?;
         let is_ready = |line: &str| line.starts_with("ready ");
         process.wait_for("ready", READY_TIMEOUT, is_ready)?;
         let said = process.log();

@@ -216,6 +216,7 @@ mod tests {
             node,
             nat: NatStatus::default(),
             fabric: FabricStatus::default(),
+            relay: overlay_types::api::RelayStatus::default(),
             networks: networks.collect(),
             name: None,
             address: None,

@@ -30,6 +30,7 @@ impl NodeControl for Parrot {
             },
             nat: NatStatus::default(),
             fabric: FabricStatus::default(),
+            relay: overlay_types::api::RelayStatus::default(),
             networks: vec![],
             name: None,
             address: None,

@@ -1,6 +1,8 @@
 //! What a node is told at start: the flags of `farlan up` or `farlan fabric` laid over a TOML file laid over defaults.
 //! The result cannot be wrong in itself; whether a port is free or a directory usable is found out by those who use them.
 
+mod relay;
+
 use crate::stream::Via;
 use multiaddr::Multiaddr;
 use overlay_types::Name;
@@ -51,6 +53,8 @@ pub struct RunConfig {
     pub mdns: bool,
     /// Whether to have the host's routers map the data port (PCP, NAT-PMP, UPnP).
     pub port_mapping: bool,
+    /// What it relays for other members; nothing when not given.
+    pub relay: Option<RelayLimits>,
     /// STUN servers (RFC 8489) beside the fabric nodes.
     pub stun: Vec<SocketAddr>,
     /// Through what streams may leave where neither UDP nor TLS gets out.
@@ -128,6 +132,8 @@ pub struct RunFlags {
     pub no_mdns: bool,
     /// `--no-port-mapping`.
     pub no_port_mapping: bool,
+    /// `--no-relay`.
+    pub no_relay: bool,
     /// `--stun`, added to the file's.
     pub stun: Vec<SocketAddr>,
     /// `--via`, added to the file's.
@@ -153,7 +159,7 @@ pub struct FabricFlags {
     pub service_port: Option<u16>,
     /// `--stream-port`; 0 means none.
     pub stream_port: Option<u16>,
-    /// `--relay-rate`, in Mbit/s.
+    /// `--relay-rate`, in Mbit/s; 0 means no relay.
     pub relay_rate: Option<u32>,
     /// `--relay-rate-member`, in Mbit/s.
     pub relay_rate_member: Option<u32>,
@@ -179,6 +185,7 @@ pub struct ConfigFile {
     listen: ListenSection,
     discovery: DiscoverySection,
     nat: NatSection,
+    relay: relay::RelaySection,
     dns: DnsSection,
 }
 
@@ -430,6 +437,7 @@ impl RunConfig {
         stun.extend(flags.stun);
         let mut via = file.nat.via;
         via.extend(flags.via);
+        let relay = file.relay.resolve(flags.no_relay)?;
         Ok(Self {
             state_dir,
             socket,
@@ -445,6 +453,7 @@ impl RunConfig {
             control_listen,
             mdns: !flags.no_mdns && file.discovery.mdns.unwrap_or(true),
             port_mapping: !flags.no_port_mapping && file.nat.port_mapping.unwrap_or(true),
+            relay,
             stun,
             via,
             dns: flags.dns.or(file.dns.mode).unwrap_or_default(),
@@ -491,7 +500,7 @@ impl FabricConfig {
             )));
         }
         usable_bootstraps(&flags.bootstrap)?;
-        let relay = relay_limits(flags.relay_rate, flags.relay_rate_member)?;
+        let relay = relay::of_fabric(flags.relay_rate, flags.relay_rate_member)?;
         let streams = match flags.stream_port {
             None => Streams::IfPossible((service_ip, STREAM_PORT).into()),
             Some(0) => Streams::Off,
@@ -511,31 +520,6 @@ impl FabricConfig {
             stop: CancellationToken::new(),
         })
     }
-}
-
-/// What a relay gives of so many Mbit/s for all together and for one member. Without a word about members, none has more
-/// than all.
-fn relay_limits(all: Option<u32>, member: Option<u32>) -> Result<RelayLimits, ConfigError> {
-    const BYTES_OF_MBIT: u64 = 1_000_000 / 8;
-    let usual = RelayLimits::default();
-    let total_rate = all.map_or(usual.total_rate, |mbit| u64::from(mbit) * BYTES_OF_MBIT);
-    let identity_rate = match member {
-        Some(mbit) => u64::from(mbit) * BYTES_OF_MBIT,
-        None => usual.identity_rate.min(total_rate),
-    };
-    if identity_rate > total_rate {
-        return Err(ConfigError::Contradiction(format!(
-            "one member may not have more of the relay than all together, {} Mbit/s; give more to --relay-rate, or less to --relay-rate-member",
-            total_rate / BYTES_OF_MBIT
-        )));
-    }
-    Ok(RelayLimits {
-        total_rate,
-        identity_rate,
-        // Two members at one place, or neighbours, are as much as one may ask for and its peer.
-        subnet_rate: (identity_rate * 2).min(total_rate),
-        ..usual
-    })
 }
 
 /// `/var/lib/farlan` for root, else `$XDG_STATE_HOME/farlan` or `~/.local/state/farlan`.
@@ -741,30 +725,6 @@ mod tests {
         );
         let dual = FabricConfig::resolve(FabricFlags::default()).unwrap();
         assert_eq!(dual.service_main, "[::]:4078".parse().unwrap());
-    }
-
-    #[test]
-    fn a_relay_gives_what_was_said_and_nobody_more_than_all() {
-        let resolve = |all, member| {
-            let flags = FabricFlags {
-                relay_rate: all,
-                relay_rate_member: member,
-                ..FabricFlags::default()
-            };
-            FabricConfig::resolve(flags).map(|config| config.relay)
-        };
-        assert_eq!(resolve(None, None).unwrap(), RelayLimits::default());
-        let narrow = resolve(Some(80), None).unwrap();
-        assert_eq!(
-            (narrow.total_rate, narrow.identity_rate),
-            (10_000_000, 10_000_000)
-        );
-        let wide = resolve(Some(8000), Some(800)).unwrap();
-        assert_eq!(
-            (wide.identity_rate, wide.subnet_rate),
-            (100_000_000, 200_000_000)
-        );
-        assert!(resolve(Some(100), Some(101)).is_err());
     }
 
     #[test]

@@ -258,6 +258,7 @@ impl Node {
         }
         node.hide_overlays().await;
         node.look_at_the_host().await;
+        node.tell(Command::ServeRelay(node.config.relay));
         node.tell_services();
         Ok(node)
     }
@@ -381,6 +382,7 @@ impl Node {
             Event::RelayBound(way) => self.relay_bound(way),
             Event::RelaySilent(way) => self.relay_silent(way),
             Event::RelayLost(way) => self.relay_lost(way),
+            Event::RelayWanted(via) => self.relay_wanted(via),
             Event::UnknownPeer { network, x25519 } => self.find_by_data_key(network, x25519),
             Event::AddressWanted { network, ip } => self.find_address(network, ip),
             Event::FramePunted {

@@ -14,7 +14,7 @@ use dht::{
 };
 use overlay_types::{
     PeerId,
-    api::{ApiError, FabricStatus, NatStatus, NodeStatus, Status},
+    api::{ApiError, FabricStatus, NatStatus, NodeStatus, RelayStatus, Status},
 };
 use std::{
     collections::BTreeSet,
@@ -47,6 +47,7 @@ pub async fn run_fabric(
     let reach = Reach {
         addresses: own_addresses(&config).await?,
         stream_port: streams.as_ref().map(StreamServer::port),
+        relays: config.relay.places_max > 0,
     };
     let external: Vec<_> = config
         .external
@@ -134,6 +135,8 @@ struct Reach {
     addresses: Vec<IpAddr>,
     /// Where it takes streams, if it does.
     stream_port: Option<u16>,
+    /// Whether it relays.
+    relays: bool,
 }
 
 impl Reach {
@@ -212,7 +215,7 @@ fn answer(
         Ok(Request::FabricInfo) => Response::Fabric(FabricServices {
             stun: at(main),
             stun_alternate: at(service.alternate_addr().port()),
-            relay: at(main),
+            relay: if reach.relays { at(main) } else { Vec::new() },
             streams: reach.stream_port.map(at).unwrap_or_default(),
         }),
         Ok(Request::RelayAllocate) => match service.allocate(peer) {
@@ -264,6 +267,7 @@ impl NodeControl for FabricControl {
                 relays: Vec::new(),
                 listen: self.bootstraps.clone(),
             },
+            relay: RelayStatus::default(),
             networks: Vec::new(),
             name: None,
             address: None,

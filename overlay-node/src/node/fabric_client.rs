@@ -25,8 +25,10 @@ use tunnel::{
 
 /// Fabric nodes whose services are used; more add nothing.
 const USED_MAX: usize = 4;
-/// Relays at which a place is kept.
-const RELAYS_MAX: usize = 2;
+/// Further ones that are used because a peer has its places there.
+const WANTED_MAX: usize = 4;
+/// Connected ones that are known beside those used.
+const SPARE_MAX: usize = 32;
 /// How soon a fabric node is asked again that did not answer, or took its place back.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How soon a relay that had no place for us is asked again.
@@ -86,6 +88,8 @@ pub(super) enum Place {
 #[derive(Default)]
 pub(super) struct Fabric {
     offers: BTreeMap<PeerId, Offer>,
+    /// Connected, and not used, with where they say they are.
+    spare: BTreeMap<PeerId, Vec<String>>,
 }
 
 impl Fabric {
@@ -123,24 +127,21 @@ impl Fabric {
         addresses.sort_by_key(|address| !address.contains("/tls/"));
         addresses
     }
-
-    /// The relays where this node has a place.
-    pub(super) fn relays(&self) -> Vec<SocketAddr> {
-        self.offers
-            .values()
-            .filter_map(|offer| offer.grant.as_ref().map(|grant| grant.relay))
-            .collect()
-    }
 }
 
 impl Node {
     /// A connected peer serves as a fabric node.
     pub(super) fn fabric_seen(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
-        if self.fabric.offers.len() >= USED_MAX && !self.fabric.offers.contains_key(&peer) {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        let Fabric { offers, spare } = &mut self.fabric;
+        if offers.len() >= USED_MAX && !offers.contains_key(&peer) {
+            if spare.len() < SPARE_MAX || spare.contains_key(&peer) {
+                spare.insert(peer, addresses);
+            }
             return;
         }
-        let offer = self.fabric.offers.entry(peer).or_default();
-        offer.addresses = addresses.iter().map(ToString::to_string).collect();
+        let offer = offers.entry(peer).or_default();
+        offer.addresses = addresses;
         if std::mem::replace(&mut offer.connected, true) && offer.services.is_some() {
             return; // it says so again whenever its addresses change
         }
@@ -153,6 +154,7 @@ impl Node {
     }
 
     pub(super) fn peer_disconnected(&mut self, peer: PeerId) {
+        self.fabric.spare.remove(&peer);
         if let Some(offer) = self.fabric.offers.get_mut(&peer) {
             // Its UDP services may well be there still; a place that is lost is told by the data plane.
             offer.connected = false;
@@ -235,6 +237,8 @@ impl Node {
                 index: allocation.index,
                 key: allocation.key,
                 carrier: None,
+                through: None,
+                is_member: false,
             });
             info!(?peer, relay = ?offer.grant.as_ref().map(|grant| grant.relay), "place at a relay");
         }
@@ -276,6 +280,23 @@ impl Node {
         if offer.stream.close() {
             debug!(peer = ?way.via, "no stream is needed");
             self.tell_services();
+        }
+    }
+
+    /// A peer has its places at this relay, and there is none that we share with it.
+    pub(super) fn relay_wanted(&mut self, via: PeerId) {
+        if self.fabric.offers.len() >= USED_MAX + WANTED_MAX {
+            return;
+        }
+        if let Some(addresses) = self.fabric.spare.remove(&via) {
+            debug!(?via, "a peer is reached through this fabric node");
+            let offer = Offer {
+                addresses,
+                connected: true,
+                ask_at: Some(Instant::now()),
+                ..Offer::default()
+            };
+            self.fabric.offers.insert(via, offer);
         }
     }
 
@@ -341,7 +362,6 @@ impl Node {
     pub(super) fn tell_services(&self) {
         self.tell(Command::SetStunServers(self.stun_servers()));
         let used = self.fabric.offers.values();
-        let used = used.filter(|offer| offer.grant.is_some()).take(RELAYS_MAX);
         self.tell(Command::SetRelays(used.flat_map(Offer::grants).collect()));
     }
 }

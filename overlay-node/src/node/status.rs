@@ -10,10 +10,10 @@ use super::{
 use crate::api::Answer;
 use dht::{invite, lease::Subject, membership::Roles};
 use overlay_types::{
-    MacAddr, Name, NetworkId, PathAddr, PathKind, PeerId,
+    Candidate, MacAddr, Name, NetworkId, PathAddr, PathKind, PeerId,
     api::{
         ApiError, CreateInvite, FabricStatus, GuestStatus, Invite, LeaseStatus, NetworkStatus,
-        NodeStatus, PathStatus, PeerStatus, Ping, Pong, Status,
+        NodeStatus, PathStatus, PeerStatus, Ping, Pong, RelayStatus, Status,
     },
 };
 use std::{
@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
-use tunnel::engine::Command;
+use tunnel::{engine::Command, relay::RelayStats};
 
 /// Pings that may be under way.
 const PINGS_MAX: usize = 256;
@@ -48,14 +48,14 @@ impl Node {
             fabric: FabricStatus {
                 connections: swarm.as_ref().map_or(0, |s| s.connected.len()),
                 infrastructure: self.fabric.connected(),
-                relays: self
-                    .fabric
-                    .relays()
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect(),
+                relays: self.relays_told(),
                 listen: self.control_addresses.clone(),
             },
+            relay: self
+                .plane
+                .relay_stats()
+                .map(relay_status)
+                .unwrap_or_default(),
             networks: networks
                 .into_iter()
                 .map(|member| self.network_status(member))
@@ -64,6 +64,22 @@ impl Node {
             address: default.and_then(|member| member.configured),
             address6: default.map(|member| self.me.address6(member.id)),
         }
+    }
+
+    /// The relays where others reach this node, by address, and by name where a member relays.
+    fn relays_told(&self) -> Vec<String> {
+        let name = |via: PeerId| {
+            let mut members = self.networks.values();
+            members.find_map(|member| Some(member.directory.member(via)?.name.clone()))
+        };
+        let told = |candidate: &Candidate| match candidate {
+            Candidate::Relayed { via, relay, .. } => Some(match name(*via) {
+                Some(name) => format!("{relay} ({name})"),
+                None => relay.to_string(),
+            }),
+            _ => None,
+        };
+        self.candidates.iter().filter_map(told).collect()
     }
 
     pub(super) fn network_status(&self, member: &Member) -> NetworkStatus {
@@ -142,7 +158,15 @@ impl Node {
                 name: cert.name.clone(),
                 address: member.directory.address_of(cert.member, unix),
                 address6: Some(cert.member.address6(id)),
-                path: path.map(|view| self.path_status(view.addr, view.rtt, view.mtu)),
+                path: path.map(|view| PathStatus {
+                    via: stats.and_then(|stats| stats.via).map(|via| {
+                        match member.directory.member(via) {
+                            Some(relay) => relay.name.to_string(),
+                            None => via.to_string(),
+                        }
+                    }),
+                    ..self.path_status(view.addr, view.rtt, view.mtu)
+                }),
                 tx_bytes: stats.map_or(0, |stats| stats.tx_bytes),
                 rx_bytes: stats.map_or(0, |stats| stats.rx_bytes),
                 guests: guests
@@ -365,6 +389,7 @@ impl Node {
             remote: remote.to_string(),
             rtt_us: u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX),
             mtu,
+            via: None,
         }
     }
 
@@ -402,5 +427,22 @@ impl Node {
                 );
             }
         }
+    }
+}
+
+fn relay_status(stats: RelayStats) -> RelayStatus {
+    RelayStatus {
+        serves: true,
+        places: stats.places,
+        bound: stats.bound,
+        forwarded_bytes: stats.forwarded_bytes,
+        forwarded: stats.forwarded,
+        dropped_rate: stats.dropped_identity_budget + stats.dropped_shared_budget,
+        dropped_other: stats.dropped_unknown
+            + stats.dropped_stranger
+            + stats.dropped_absent
+            + stats.dropped_forged
+            + stats.dropped_crowded
+            + stats.dropped_nested,
     }
 }

@@ -242,6 +242,7 @@ mod tests {
     use super::*;
     use crate::stream::{Carriers, Opener, Via};
     use dht::swarm::StreamAddr;
+    use overlay_types::PathAddr;
     use overlay_types::PeerId;
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
@@ -325,6 +326,8 @@ mod tests {
         let grant = RelayGrant {
             via: identity(1).peer_id(),
             relay: udp.main_addr(),
+            through: None,
+            is_member: false,
             index: place.index,
             key: place.key,
             carrier: Some(carrier.at),
@@ -333,13 +336,17 @@ mod tests {
         let mut bytes = [0; 2048];
         while !matches!(client.poll_event(), Some(RelayEvent::Bound { .. })) {
             while let Some((to, message)) = client.poll_transmit() {
-                data.send_to(&message, to).await.unwrap();
+                data.send_to(&message, to.socket_addr()).await.unwrap();
             }
             let (len, from) = timeout(PATIENCE, data.recv_from(&mut bytes))
                 .await
                 .unwrap()
                 .unwrap();
-            client.handle_datagram(from, &bytes[..len], std::time::Instant::now());
+            client.handle_datagram(
+                PathAddr::Direct(from),
+                &bytes[..len],
+                std::time::Instant::now(),
+            );
         }
         assert_eq!(udp.stats().relay.bound, 1);
 

@@ -42,7 +42,7 @@ use std::{
 };
 use tunnel::{
     engine::{Command, Engine, EngineConfig, Event},
-    relay::{RelayGrant, RelayWay},
+    relay::{RelayGrant, RelayLimits, RelayWay},
     worker::Worker,
 };
 
@@ -313,6 +313,8 @@ impl Overlay {
         );
         let addresses = self.world.addresses(host);
         self.command(id, Command::SetHostCandidates(addresses));
+        let limits = self.terms.members_relay.then(RelayLimits::default);
+        self.command(id, Command::ServeRelay(limits));
         self.find_relays(id);
         match self.member(id).disk.membership {
             Some(_) => self.enter(id),

@@ -6,9 +6,6 @@ use super::*;
 /// Infrastructure nodes whose services are used.
 const USED_MAX: usize = 4;
 
-/// Relays at which a place is kept.
-const RELAYS_MAX: usize = 2;
-
 /// How soon an infrastructure node is asked again that is connected and did not answer, or took its place back.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -25,8 +22,6 @@ const OPENING_ROUND_TRIPS: u32 = 3;
 #[derive(Default)]
 pub(crate) struct Offer {
     grant: Option<RelayGrant>,
-    /// The place was lost and no new one was given since.
-    is_lost: bool,
     is_asked: bool,
     stream: RelayStream<SocketAddr>,
 }
@@ -66,6 +61,9 @@ impl Overlay {
         let (peer, now) = (self.member(id).peer(), self.world.now());
         let relay = self.world.service_address(place);
         let reaches = self.world.is_connected(self.member(id).host, place);
+        if !self.terms.fabric_relays {
+            return self.tell_relays(id); // it answers STUN all the same
+        }
         let granted = match self.world.infrastructure(place) {
             Some(infrastructure) if reaches => infrastructure.relay.allocate(peer, now).ok(),
             _ => None,
@@ -76,6 +74,8 @@ impl Overlay {
             index,
             key,
             carrier: None,
+            through: None,
+            is_member: false,
         });
         let is_sent = grant.is_some_and(|grant| self.send(id, Errand::Granted(place, grant)));
         if !is_sent {
@@ -86,11 +86,11 @@ impl Overlay {
     /// Its place.
     pub(super) fn granted(&mut self, id: MemberId, place: HostId, grant: RelayGrant) {
         let offer = self.running(id).offers.entry(place).or_default();
-        (offer.grant, offer.is_lost) = (Some(grant), false);
+        offer.grant = Some(grant);
         self.tell_relays(id);
     }
 
-    /// Tells the data plane where it has places: at the first relays that work, and at lost ones only for want of others.
+    /// Tells the data plane where it has places, of which it chooses.
     fn tell_relays(&mut self, id: MemberId) {
         let used: Vec<_> = self.infrastructure.iter().copied().take(USED_MAX).collect();
         let servers = used
@@ -98,13 +98,8 @@ impl Overlay {
             .map(|&host| self.world.service_address(host))
             .collect();
         let offers = &self.running(id).offers;
-        let mut granted: Vec<_> = used
-            .iter()
-            .filter_map(|host| offers.get(host).filter(|offer| offer.grant.is_some()))
-            .collect();
-        granted.sort_by_key(|offer| offer.is_lost);
-        let grants = granted.into_iter().take(RELAYS_MAX);
-        let grants = grants.flat_map(Offer::grants).collect();
+        let granted = used.iter().filter_map(|host| offers.get(host));
+        let grants = granted.flat_map(Offer::grants).collect();
         self.command(id, Command::SetStunServers(servers));
         self.command(id, Command::SetRelays(grants));
     }
@@ -122,11 +117,8 @@ impl Overlay {
         if way.carrier.is_some() {
             return self.stream_ended(id, place);
         }
-        let offer = self.running(id).offers.entry(place).or_default();
-        offer.is_lost = offer.stream.get().is_none();
         self.ask_for_place(id, place, ASK_AGAIN);
         self.want_stream(id, place);
-        self.tell_relays(id);
     }
 
     /// Perhaps datagrams do not get to the relay any more.
@@ -142,7 +134,6 @@ impl Overlay {
             return;
         };
         let offer = self.running(id).offers.entry(place).or_default();
-        offer.is_lost = false;
         let stream = offer.stream.get().copied();
         if offer.stream.close() {
             if let Some(stream) = stream {
@@ -166,7 +157,7 @@ impl Overlay {
         let now = self.world.now();
         let offer = self.running(id).offers.entry(place).or_default();
         if let Some(&stream) = offer.stream.get() {
-            (offer.is_lost, _) = (true, offer.stream.ended(now));
+            offer.stream.ended(now);
             self.world.close_stream(stream);
             self.tell_relays(id);
             self.plan_stream(id, place);
@@ -210,7 +201,6 @@ impl Overlay {
             }
             return self.plan_stream(id, place);
         }
-        offer.is_lost = false;
         self.tell_relays(id);
     }
 }

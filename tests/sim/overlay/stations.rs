@@ -126,6 +126,15 @@ impl Overlay {
         Some(self.way(from, to)?.kind())
     }
 
+    /// The member whose relay the way between two others goes through last.
+    pub fn relay_between(&self, from: MemberId, to: MemberId) -> Option<MemberId> {
+        let peer = self.member(to).peer();
+        let node = self.world.node(self.member(from).host)?;
+        let stats = node.engine.peer_stats(self.world.now());
+        let via = stats.into_iter().find(|stats| stats.peer == peer)?.via?;
+        self.members().find(|&id| self.member(id).peer() == via)
+    }
+
     /// What the NATs of two members allow, as one of them judges it.
     pub fn passage(&self, from: MemberId, to: MemberId) -> Option<Passage> {
         Some(self.peer_stats(from, to)?.passage)

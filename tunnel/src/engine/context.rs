@@ -6,9 +6,10 @@ use super::{
 };
 use crate::{
     packet_buf::PacketBuf,
+    relay::RelayServer,
     session::{HandshakeGate, SlotTable},
     stats::{Counter, Counters},
-    wire::datagram::RelayHeader,
+    wire::datagram::{RELAY_HEADER_BYTES, WRAPPERS_MAX, wrapper_bytes, write_wrappers},
 };
 use overlay_types::{NetworkId, PathAddr, PeerId, PortId};
 use rand_chacha::ChaCha20Rng;
@@ -16,7 +17,6 @@ use std::{
     collections::{BTreeSet, VecDeque},
     time::{Duration, Instant},
 };
-use zerocopy::IntoBytes;
 
 /// A peer in a network.
 pub(super) type PeerKey = (NetworkId, PeerId);
@@ -38,6 +38,8 @@ pub(super) struct Context {
     pub(super) is_dirty: bool,
     /// When which peer wants to be looked at.
     pub(super) timers: BTreeSet<(Instant, PeerKey)>,
+    /// What this node relays for other members, if it does.
+    pub(super) relay: Option<RelayServer>,
     /// Sockets beside the data port's.
     pub(super) sockets: Sockets,
     pub(super) transmits: VecDeque<Transmit>,
@@ -59,6 +61,7 @@ impl Context {
             counters: Counters::default(),
             is_dirty: true,
             timers: BTreeSet::new(),
+            relay: None,
             sockets: Sockets::default(),
             transmits: VecDeque::new(),
             frames: VecDeque::new(),
@@ -88,13 +91,26 @@ impl Context {
 
     /// Queues the datagram in `buf`, wrapped if it goes to a relay.
     pub(super) fn send_buf(&mut self, to: PathAddr) {
-        if let PathAddr::Relayed { index, .. } = to {
-            self.buf.push_front(RelayHeader::new(index).as_bytes());
+        let mut wrappers = [0; WRAPPERS_MAX * RELAY_HEADER_BYTES];
+        let wrappers = &mut wrappers[..wrapper_bytes(to)];
+        write_wrappers(to, wrappers);
+        self.buf.push_front(wrappers);
+        self.queue(to, self.buf.payload().to_vec());
+    }
+
+    /// Queues a whole datagram, wrapped if it goes to a relay.
+    pub(super) fn pass_on(&mut self, to: PathAddr, datagram: Vec<u8>) {
+        if to.relays() == 0 {
+            return self.queue(to, datagram);
         }
+        self.send(to, &datagram);
+    }
+
+    fn queue(&mut self, to: PathAddr, bytes: Vec<u8>) {
         if self.transmits.len() < QUEUE_MAX {
             self.transmits.push_back(Transmit {
                 hop: to.into(),
-                bytes: self.buf.payload().to_vec(),
+                bytes,
             });
         } else {
             self.count(Counter::DropEngineQueue);

@@ -3,6 +3,7 @@
 use super::{Engine, Event, context::PeerKey, peer::Peer};
 use crate::{
     path::ControlMessage,
+    relay::Verdict,
     session::{Admission, SessionSlot, mac1_matches, open_initiation},
     stats::Counter,
     wire::{
@@ -40,10 +41,21 @@ impl Engine {
             (DatagramKind::Stun, PathAddr::Punched { socket, addr }) => {
                 self.sampler.handle_datagram(socket, addr, bytes, now)
             }
-            (DatagramKind::RelayControl(_), PathAddr::Direct(addr)) => {
-                self.relay.handle_datagram(addr, bytes, now)
+            (DatagramKind::RelayReply, PathAddr::Direct(_) | PathAddr::Relayed { .. }) => {
+                self.relays.client.handle_datagram(from, bytes, now)
             }
+            (DatagramKind::RelayRequest, _) => self.handle_relay_request(from, bytes, now),
             _ => self.ctx.count(Counter::DropUnknownDatagram),
+        }
+    }
+
+    /// A member binds its place at our relay.
+    fn handle_relay_request(&mut self, from: PathAddr, bytes: &mut [u8], now: Instant) {
+        let Some(server) = &mut self.ctx.relay else {
+            return self.ctx.count(Counter::DropRelayStranger);
+        };
+        if let Verdict::Reply(reply) = server.handle_datagram(from, bytes, now) {
+            self.ctx.send(from, &reply);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     path::{Passage, PathView},
-    relay::{RelayGrant, RelayWay},
+    relay::{RelayGrant, RelayLimits, RelayWay},
     session::LocalKeys,
     stun::{MappingLifetime, NatBehaviour},
     worker::Hop,
@@ -111,8 +111,10 @@ pub enum Command {
     SetMappedAddresses(Vec<SocketAddr>),
     /// How long the NAT in front of us keeps a mapping, as far as that was measured.
     SetMappingLifetime(Option<MappingLifetime>),
-    /// Our places at relays, replacing what was said before.
+    /// Our places at fabric nodes' relays, replacing what was said before. Places at members the engine gets by itself.
     SetRelays(Vec<RelayGrant>),
+    /// Relay for other members within these limits, or not at all, which is how an engine begins.
+    ServeRelay(Option<RelayLimits>),
     /// Addresses of our own interfaces with the data port.
     SetHostCandidates(Vec<SocketAddr>),
     /// Datagrams leave this host another way than before, or it slept: nothing that worked need work now.
@@ -247,6 +249,9 @@ pub enum Event {
     RelaySilent(RelayWay),
     /// A place at a relay was lost: ask its node for a new grant, or give up this way.
     RelayLost(RelayWay),
+    /// A peer is reached only through this relay, where we have no place, and which is no member that we know: if it is a
+    /// fabric node that we are connected to, get a place there.
+    RelayWanted(PeerId),
     /// The answer to [`Command::Ping`].
     Pong {
         /// Of the command.
@@ -302,6 +307,8 @@ pub struct PeerStats {
     pub session: bool,
     /// The path in use.
     pub path: Option<PathView>,
+    /// Whose relay it goes through last.
+    pub via: Option<PeerId>,
     /// What the two sides' NATs allow.
     pub passage: Passage,
     /// Bytes of sealed datagrams sent.

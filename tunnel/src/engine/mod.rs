@@ -7,6 +7,7 @@ mod frame;
 mod message;
 mod network;
 mod peer;
+mod relays;
 mod sockets;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
@@ -16,12 +17,12 @@ mod view;
 pub use message::{Command, DownReason, EngineConfig, Event, PeerStats, SocketChange, Transmit};
 
 use crate::{
-    path::{self, PathAgent, RelayReach},
-    relay::{BoundPlace, RelayClient, RelayEvent},
+    path::{self, PathAgent, RelayOffer, RelayReach},
+    relay::{RelayClient, RelayEvent, RelayServer, RelayStats, Verdict},
     snapshot::Snapshot,
     split::Rejoiner,
-    stats::Counters,
-    stun::{PortSampler, StunClient, StunEvent},
+    stats::{Counter, Counters},
+    stun::{NatRule, PortSampler, StunClient, StunEvent},
     switch::flood::Budgets,
     worker::Report,
 };
@@ -29,8 +30,9 @@ use context::{Context, PeerKey};
 use network::{Local, Network, Port};
 use overlay_types::{Candidate, DataKeys, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId};
 use peer::{Peer, Settled, YIELD};
-use rand::{RngCore, SeedableRng};
+use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
+use relays::Relays;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
@@ -58,7 +60,7 @@ pub struct Engine {
     port_networks: BTreeMap<PortId, NetworkId>,
     stun: StunClient,
     sampler: PortSampler,
-    relay: RelayClient,
+    relays: Relays,
     /// How often our mappings at the NAT must be used so that they stay.
     keepalive: Duration,
     hosts: Vec<SocketAddr>,
@@ -67,6 +69,8 @@ pub struct Engine {
     observed: VecDeque<SocketAddr>,
     /// Our ways in, as last told.
     candidates: Vec<Candidate>,
+    /// Whether we relay for others, as last told.
+    offer: RelayOffer,
     /// How we reach the relays where we are bound.
     reaches: BTreeMap<PeerId, RelayReach>,
     refreshed_at: Option<Instant>,
@@ -87,7 +91,7 @@ impl Engine {
         let mut rng = ChaCha20Rng::from_seed(config.seed);
         Self {
             stun: StunClient::new(rng.next_u64(), now),
-            relay: RelayClient::new(rng.next_u64(), now),
+            relays: Relays::new(RelayClient::new(rng.next_u64(), now)),
             sampler: PortSampler::new(rng.next_u64()),
             ctx: Context::new(rng, config.unix_at_start, now),
             networks: BTreeMap::new(),
@@ -97,6 +101,7 @@ impl Engine {
             mapped: Vec::new(),
             observed: VecDeque::new(),
             candidates: Vec::new(),
+            offer: RelayOffer::None,
             reaches: BTreeMap::new(),
             refreshed_at: None,
             refresh_at: None,
@@ -182,14 +187,19 @@ impl Engine {
             Command::SetMappingLifetime(lifetime) => {
                 self.keepalive = lifetime.map_or(path::KEEPALIVE, |known| known.keepalive());
                 self.stun.set_keepalive(self.keepalive);
-                self.relay.set_keepalive(self.keepalive);
+                self.relays.client.set_keepalive(self.keepalive);
                 for network in self.networks.values_mut() {
                     for peer in network.peers.values_mut() {
                         peer.agent.set_keepalive(self.keepalive);
                     }
                 }
             }
-            Command::SetRelays(grants) => self.relay.set_grants(&grants, now),
+            Command::SetRelays(grants) => self.relays.set_fabric(grants, now),
+            Command::ServeRelay(limits) => {
+                let ctx = &mut self.ctx;
+                ctx.relay = limits.map(|limits| RelayServer::new(ctx.rng.random(), limits, now));
+                ctx.is_dirty = true;
+            }
             Command::SetHostCandidates(hosts) => {
                 self.stun.set_host_candidates(&hosts, now);
                 if hosts != self.hosts {
@@ -277,6 +287,21 @@ impl Engine {
         self.settle_node(now);
     }
 
+    /// Another member wants a datagram passed on. Nothing else is looked at, for there may be many.
+    pub fn handle_to_place(&mut self, from: PathAddr, mut bytes: Vec<u8>, now: Instant) {
+        let Some(server) = &mut self.ctx.relay else {
+            return self.ctx.count(Counter::DropRelayStranger);
+        };
+        if let Verdict::Forward(to) = server.handle_datagram(from, &mut bytes, now) {
+            self.ctx.pass_on(to, bytes);
+        }
+    }
+
+    /// What this node relayed for others; `None` when it does not.
+    pub fn relay_stats(&self) -> Option<RelayStats> {
+        self.ctx.relay.as_ref().map(RelayServer::stats)
+    }
+
     /// Time passed.
     pub fn handle_timeout(&mut self, now: Instant) {
         if self
@@ -298,7 +323,10 @@ impl Engine {
         self.refresh_if_due(now);
         self.stun.handle_timeout(now);
         self.sampler.handle_timeout(now);
-        self.relay.handle_timeout(now);
+        self.relays.client.handle_timeout(now);
+        if let Some(server) = &mut self.ctx.relay {
+            server.handle_timeout(now);
+        }
         for network in self.networks.values_mut() {
             self.ctx.is_dirty |= network.stations.age(now);
         }
@@ -319,7 +347,8 @@ impl Engine {
             ageing,
             self.stun.poll_timeout(),
             self.sampler.poll_timeout(),
-            self.relay.poll_timeout(),
+            self.relays.poll_timeout(),
+            self.ctx.relay.as_ref().and_then(RelayServer::poll_timeout),
             self.refresh_at.map(|at| (at, "look at the network again")),
         ]
         .into_iter()
@@ -378,7 +407,7 @@ impl Engine {
     /// The picture of now.
     fn draw(&mut self) -> Arc<Snapshot> {
         if std::mem::take(&mut self.ctx.is_dirty) {
-            self.snapshot = Arc::new(view::snapshot(&self.networks));
+            self.snapshot = Arc::new(view::snapshot(&self.networks, self.ctx.relay.as_ref()));
             self.is_published = false;
             let snapshot = &self.snapshot;
             self.budgets.keep(|network, at| snapshot.has(network, at));
@@ -409,21 +438,24 @@ impl Engine {
                 view::datagram_bytes_max(&network.local),
                 now,
             );
+            agent.set_me(network.local.me);
             agent.set_relays(&self.reaches, now);
             agent.set_local_candidates(&self.candidates, now);
             agent.set_local_nat(self.stun.behaviour(), now);
+            agent.set_relay_offer(self.offer, now);
             agent.set_keepalive(self.keepalive);
             Peer::new(key, keys.clone(), agent)
         });
         let is_news = peer.keys != keys || peer.candidates != candidates || peer.eager != eager;
         network.by_key.remove(&peer.keys.x25519);
         network.by_key.insert(x25519, key.1);
-        (peer.keys, peer.eager) = (keys, eager);
-        peer.agent.set_eager(eager);
+        peer.keys = keys;
+        peer.set_eager(eager);
         if peer.candidates != candidates {
             peer.candidates = candidates;
             peer.agent.set_remote_candidates(&peer.candidates, now);
             peer.retry_handshake(now);
+            self.relays.look_soon(now);
         }
         if eager && peer.current.is_none() && is_news {
             let wait = if network.local.me < key.1 {
@@ -451,6 +483,10 @@ impl Engine {
         network.by_key.remove(&peer.keys.x25519);
         network.stations.forget_place(Location::Peer(key.1));
         self.ctx.is_dirty = true;
+        let is_member_still = self.networks.values().any(|n| n.peers.contains_key(&key.1));
+        if let Some(server) = self.ctx.relay.as_mut().filter(|_| !is_member_still) {
+            server.forget(key.1);
+        }
     }
 
     fn remove_network(&mut self, id: NetworkId, now: Instant) {
@@ -485,7 +521,7 @@ impl Engine {
     }
 
     fn learn(&mut self, network: NetworkId, mac: MacAddr, at: Location, now: Instant) {
-        use crate::{stats::Counter, switch::mac_table::Learned};
+        use crate::switch::mac_table::Learned;
         let Some(of) = self.networks.get_mut(&network) else {
             return;
         };
@@ -536,6 +572,15 @@ impl Engine {
             self.observed.push_front(addr);
             self.observed.truncate(OBSERVED_MAX);
         }
+        if let Some((of, place)) = settled.place {
+            self.relays.handle_place(of, place, now);
+        }
+        if let Some(peer) = settled.session_up {
+            self.relays.handle_session_up(peer, now);
+        }
+        if settled.has_moved {
+            self.relays.look_soon(now);
+        }
         if settled.is_distressed {
             let earliest = self.refreshed_at.map_or(now, |at| at + REFRESH_PAUSE);
             self.refresh_at.get_or_insert(earliest.max(now));
@@ -548,14 +593,14 @@ impl Engine {
         if self.refresh_at.is_some_and(|at| at <= now) {
             (self.refresh_at, self.refreshed_at) = (None, Some(now));
             self.stun.refresh(now);
-            self.relay.refresh(now);
+            self.relays.client.refresh(now);
         }
     }
 
     /// The network under us is another one: asks STUN servers, relays and peers whether they still reach us, and where.
     fn start_over(&mut self, now: Instant) {
         self.stun.start_over(now);
-        self.relay.refresh(now);
+        self.relays.client.refresh(now);
         self.refreshed_at = Some(now);
         let of = |(id, network): (&NetworkId, &Network)| {
             let peers = network.peers.keys();
@@ -576,9 +621,10 @@ impl Engine {
             if let Some((to, bytes)) = self
                 .stun
                 .poll_transmit()
-                .or_else(|| self.relay.poll_transmit())
+                .map(|(to, bytes)| (PathAddr::Direct(to), bytes))
+                .or_else(|| self.relays.client.poll_transmit())
             {
-                self.ctx.send(PathAddr::Direct(to), &bytes);
+                self.ctx.send(to, &bytes);
             } else if let Some((socket, to, bytes)) = self.sampler.poll_transmit() {
                 let to = PathAddr::Punched { socket, addr: to };
                 self.ctx.send(to, &bytes);
@@ -601,16 +647,22 @@ impl Engine {
                         self.handle_settled(settled, now);
                     }
                 }
-            } else if let Some(event) = self.relay.poll_event() {
+            } else if let Some(event) = self.relays.client.poll_event() {
                 self.handle_relay_event(event, now);
             } else {
                 break;
             }
         }
-        let (candidates, reaches) = (self.ways_in(), self.reaches());
-        if candidates == self.candidates && reaches == self.reaches {
+        if self.relays.is_due(now) {
+            self.choose_relays(now);
+            return self.settle_node(now);
+        }
+        self.ctx.is_dirty |= self.ctx.relay.as_mut().is_some_and(RelayServer::has_news);
+        let (candidates, reaches, offer) = (self.ways_in(), self.relays.reaches(), self.offer());
+        if (&candidates, &reaches, offer) == (&self.candidates, &self.reaches, self.offer) {
             return;
         }
+        self.offer = offer;
         if candidates != self.candidates {
             self.ctx.tell(Event::CandidatesChanged(candidates.clone()));
         }
@@ -619,6 +671,7 @@ impl Engine {
             for peer in network.peers.values_mut() {
                 peer.agent.set_relays(&self.reaches, now);
                 peer.agent.set_local_candidates(&self.candidates, now);
+                peer.agent.set_relay_offer(offer, now);
                 peer.retry_handshake(now + SETTLING);
                 settled.push(peer.settle(&mut self.ctx, now));
             }
@@ -634,9 +687,13 @@ impl Engine {
 
     fn handle_relay_event(&mut self, event: RelayEvent, now: Instant) {
         match event {
-            RelayEvent::Lost(way) => self.ctx.tell(Event::RelayLost(way)),
+            RelayEvent::Lost(way) => {
+                self.relays.handle_lost(way, now);
+                self.ctx.tell(Event::RelayLost(way));
+            }
             RelayEvent::Silent(way) => self.ctx.tell(Event::RelaySilent(way)),
             RelayEvent::Bound { way, observed } => {
+                self.relays.look_soon(now);
                 self.ctx.tell(Event::RelayBound(way));
                 if way.carrier.is_some() {
                     return; // it sees the other end of the stream
@@ -652,13 +709,38 @@ impl Engine {
         }
     }
 
-    fn reaches(&self) -> BTreeMap<PeerId, RelayReach> {
-        let bound = self.relay.bound().into_iter();
-        let reach = |place: BoundPlace| RelayReach {
-            at: place.reach,
-            is_stream: place.way.carrier.is_some(),
-        };
-        bound.map(|place| (place.way.via, reach(place))).collect()
+    /// Sees to it that there are places at the right relays.
+    fn choose_relays(&mut self, now: Instant) {
+        let members: Vec<_> = self
+            .networks
+            .values()
+            .flat_map(|network| network.peers.values())
+            .map(Peer::as_relay)
+            .collect();
+        let look = self.relays.look(&members, now);
+        for network in self.networks.values_mut() {
+            for (id, peer) in &mut network.peers {
+                peer.set_relays_for_us(self.relays.uses(*id));
+            }
+        }
+        for key in look.asks {
+            self.with_peer(key, now, |peer, _, ctx| peer.ask_for_place(ctx));
+        }
+        for event in look.events {
+            self.ctx.tell(event);
+        }
+    }
+
+    /// Whether this node relays for others, and who reaches it.
+    fn offer(&self) -> RelayOffer {
+        let nat = self.stun.behaviour();
+        let lets_in = |rule| matches!(rule, NatRule::None | NatRule::EndpointIndependent);
+        let is_open = !self.mapped.is_empty() || (lets_in(nat.mapping) && lets_in(nat.filtering));
+        match (&self.ctx.relay, is_open) {
+            (None, _) => RelayOffer::None,
+            (Some(_), true) => RelayOffer::Open,
+            (Some(_), false) => RelayOffer::Restricted,
+        }
     }
 
     /// Relays first: they are what always works, and what a bounded list must not lose.
@@ -667,8 +749,7 @@ impl Engine {
         if reflexive.is_empty() {
             reflexive.extend(&self.observed);
         }
-        let bound = self.relay.bound().into_iter();
-        let mut candidates: Vec<_> = bound.map(|place| place.candidate).collect();
+        let mut candidates = self.relays.candidates();
         candidates.extend(self.hosts.iter().map(|&addr| Candidate::Host(addr)));
         let mapped = self.mapped.iter();
         candidates.extend(

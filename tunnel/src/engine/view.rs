@@ -1,6 +1,7 @@
 //! Draws the picture of the world that workers work from.
 
 use super::network::{Local, Network};
+use crate::relay::RelayServer;
 use crate::snapshot::{
     BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station,
 };
@@ -26,8 +27,14 @@ pub(super) fn datagram_bytes_max(local: &Local) -> u16 {
 }
 
 /// The whole picture.
-pub(super) fn snapshot(networks: &BTreeMap<NetworkId, Network>) -> Snapshot {
-    let mut snapshot = Snapshot::default();
+pub(super) fn snapshot(
+    networks: &BTreeMap<NetworkId, Network>,
+    relay: Option<&RelayServer>,
+) -> Snapshot {
+    let mut snapshot = Snapshot {
+        relay_clients: relay.map(|relay| relay.clients().collect()),
+        ..Snapshot::default()
+    };
     for (at, network) in networks.values().enumerate() {
         let at = at as u16;
         for (peer, member) in network.peers.values().enumerate() {

@@ -18,8 +18,9 @@ use super::sockets::Sockets;
 use super::steer;
 use super::tap::{Tap, TapError};
 use super::udp::{self, UdpPort};
-use super::worker_thread::{self, WorkerLink, WorkerThread};
+use super::worker_thread::{self, RELAYED_MAX, ToRelay, WorkerLink, WorkerThread};
 use crate::engine::{Command, Engine, EngineConfig, Event, PeerStats};
+use crate::relay::RelayStats;
 use crate::snapshot::Snapshot;
 use crate::stats::Counters;
 use crate::wire::datagram::LANE_MAX;
@@ -106,6 +107,9 @@ impl DataPlane {
 
         let (to_engine, inbox) = crossbeam_channel::bounded(COMMANDS_MAX);
         let (reports_in, reports) = crossbeam_channel::bounded(REPORTS_MAX);
+        let (datagrams, relayed) = crossbeam_channel::bounded(RELAYED_MAX);
+        let (relay_empty, empty) = crossbeam_channel::bounded(RELAYED_MAX);
+        let to_relay = ToRelay { datagrams, empty };
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let ends = (0..workers)
             .map(|_| worker_thread::link(workers))
@@ -127,6 +131,8 @@ impl DataPlane {
             ),
             inbox,
             reports,
+            relayed,
+            relay_empty,
             udp: sockets[0].clone(),
             sockets: Sockets::default(),
             workers: links.clone(),
@@ -145,7 +151,7 @@ impl DataPlane {
                     udp.clone(),
                     ends,
                     links.clone(),
-                    reports_in.clone(),
+                    (reports_in.clone(), to_relay.clone()),
                     snapshot.clone(),
                 )
             })
@@ -224,6 +230,11 @@ impl DataPlane {
     /// What is known of every peer.
     pub fn peer_stats(&self) -> Vec<PeerStats> {
         self.ask(ToEngine::PeerStats).unwrap_or_default()
+    }
+
+    /// What this node relays for others; `None` when it does not.
+    pub fn relay_stats(&self) -> Option<RelayStats> {
+        self.ask(ToEngine::RelayStats).flatten()
     }
 
     /// What was counted, over all threads; workers tell theirs once a second.

@@ -12,9 +12,10 @@ use tracing::warn;
 use super::sockets::Sockets;
 use super::tap::{Tap, TapQueue};
 use super::udp::UdpPort;
-use super::worker_thread::{ToWorker, WorkerLink};
+use super::worker_thread::{HandedOver, ToWorker, WorkerLink};
 use crate::engine::{Command, Engine, Event, PeerStats, SocketChange};
 use crate::offload::Offload;
+use crate::relay::RelayStats;
 use crate::snapshot::Snapshot;
 use crate::stats::{Counter, Counters};
 use crate::worker::Report;
@@ -32,6 +33,8 @@ pub(super) enum ToEngine {
     Detach(PortId, Sender<()>),
     /// What is known of peers.
     PeerStats(Sender<Vec<PeerStats>>),
+    /// What is relayed for others.
+    RelayStats(Sender<Option<RelayStats>>),
     /// What was counted.
     Counters(Sender<Counters>),
     /// End.
@@ -43,6 +46,10 @@ pub(super) struct EngineThread {
     pub(super) engine: Engine,
     pub(super) inbox: Receiver<ToEngine>,
     pub(super) reports: Receiver<Report>,
+    /// Datagrams to be passed on for others.
+    pub(super) relayed: Receiver<HandedOver>,
+    /// Takes their buffers back.
+    pub(super) relay_empty: Sender<Vec<u8>>,
     pub(super) udp: Arc<UdpPort>,
     pub(super) sockets: Sockets,
     pub(super) workers: Vec<WorkerLink>,
@@ -67,6 +74,10 @@ impl EngineThread {
                 },
                 recv(self.reports) -> report => match report {
                     Ok(report) => self.engine.handle_report(report, Instant::now()),
+                    Err(_) => break,
+                },
+                recv(self.relayed) -> relayed => match relayed {
+                    Ok(HandedOver { from, bytes }) => self.engine.handle_to_place(from, bytes, Instant::now()),
                     Err(_) => break,
                 },
                 recv(deadline) -> _ => {},
@@ -100,6 +111,10 @@ impl EngineThread {
                 self.engine.handle_report(report, now);
                 idle = false;
             }
+            if let Ok(HandedOver { from, bytes }) = self.relayed.try_recv() {
+                self.engine.handle_to_place(from, bytes, now);
+                idle = false;
+            }
             if idle {
                 break;
             }
@@ -124,6 +139,9 @@ impl EngineThread {
             }
             ToEngine::PeerStats(answer) => {
                 let _ = answer.send(self.engine.peer_stats(Instant::now()));
+            }
+            ToEngine::RelayStats(answer) => {
+                let _ = answer.send(self.engine.relay_stats());
             }
             ToEngine::Counters(answer) => {
                 let mut all = self.engine.counters().clone();
@@ -174,6 +192,8 @@ impl EngineThread {
             if !sent {
                 self.counters.count(Counter::EngineUnsent);
             }
+            // Other datagrams' buffers do as well; when there are enough, this one goes.
+            let _ = self.relay_empty.try_send(transmit.bytes);
         }
         self.sockets.follow(&close, &self.udp, &self.workers);
         while let Some((port, frame)) = self.engine.poll_frame() {

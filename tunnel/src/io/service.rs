@@ -5,7 +5,7 @@ use crate::relay::budget::Budget;
 use crate::relay::{RelayLimits, RelayServer, RelayStats, Verdict};
 use crate::stun::server_answer;
 use crate::wire::datagram::{DatagramKind, classify};
-use overlay_types::PeerId;
+use overlay_types::{PathAddr, PeerId};
 use quinn_udp::{RecvMeta, Transmit, UdpSockRef, UdpSocketState};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
@@ -285,9 +285,11 @@ fn handle_batch(
                 answer_stun(state, sockets, socket, meta, &bytes[at..end], now);
                 None
             }
-            DatagramKind::RelayControl(_) | DatagramKind::Relayed(_) if socket.is_main => {
-                match state.relay.handle_datagram(from, &mut bytes[at..end], now) {
-                    Verdict::Forward(to) => Some(to),
+            DatagramKind::RelayRequest | DatagramKind::ToPlace(_) if socket.is_main => {
+                let path = PathAddr::Direct(from);
+                match state.relay.handle_datagram(path, &mut bytes[at..end], now) {
+                    // Places here are bound straight: what comes out of another relay's wrapper is not taken.
+                    Verdict::Forward(to) => Some(to.socket_addr()),
                     Verdict::Reply(reply) => {
                         send(state, socket, from, &reply, reply.len(), meta.dst_ip);
                         None
@@ -509,14 +511,16 @@ mod tests {
             index,
             key,
             carrier: None,
+            through: None,
+            is_member: false,
         };
         client.set_grants(&[grant], began);
         while began.elapsed() < PATIENCE {
             while let Some((to, bytes)) = client.poll_transmit() {
-                socket.send_to(&bytes, to).unwrap();
+                socket.send_to(&bytes, to.socket_addr()).unwrap();
             }
             if let Some((bytes, from)) = receive(socket) {
-                client.handle_datagram(from, &bytes, Instant::now());
+                client.handle_datagram(PathAddr::Direct(from), &bytes, Instant::now());
             }
             if let Some(RelayEvent::Bound { observed, .. }) = client.poll_event() {
                 assert_eq!(observed, socket.local_addr().unwrap());
@@ -565,12 +569,12 @@ mod tests {
 
         stranger
             .send_to(
-                &[RelayHeader::new(index_b).as_bytes(), b"stray"].concat(),
+                &[RelayHeader::to(index_b).as_bytes(), b"stray"].concat(),
                 service.main_addr(),
             )
             .unwrap();
         a.send_to(
-            &[RelayHeader::new(index_b).as_bytes(), b"sealed"].concat(),
+            &[RelayHeader::to(index_b).as_bytes(), b"sealed"].concat(),
             service.main_addr(),
         )
         .unwrap();
@@ -584,7 +588,7 @@ mod tests {
         assert_eq!(
             received,
             (
-                [RelayHeader::new(index_a).as_bytes(), b"sealed"].concat(),
+                [RelayHeader::from(index_a).as_bytes(), b"sealed"].concat(),
                 service.main_addr()
             )
         );
@@ -600,7 +604,7 @@ mod tests {
         let offloads = UdpSocketState::new(UdpSockRef::from(&a)).unwrap();
         let datagram = |n: u8| {
             [
-                RelayHeader::new(index).as_bytes(),
+                RelayHeader::to(index).as_bytes(),
                 &vec![n; if n % 10 == 9 { 300 } else { 1200 }],
             ]
             .concat()

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::wire::datagram::{DATA, RELAY_HEADER_BYTES, RELAYED};
+use crate::wire::datagram::{DATA, FROM_PLACE, RELAY_HEADER_BYTES};
 
 /// Loads the byte at a fixed place of the UDP payload.
 const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
@@ -51,7 +51,7 @@ const fn program(workers: u8) -> [(u16, u8, u8, u32); 12] {
         (JUMP_IF_EQUAL, 0, 2, DATA as u32), // else to the question whether it is wrapped
         (LOAD_BYTE, 0, 0, 1),
         (JUMP_IF_EQUAL, 7, 4, 0), // lane 0 to the last line, others to the arithmetic
-        (JUMP_IF_EQUAL, 0, 6, RELAYED as u32),
+        (JUMP_IF_EQUAL, 0, 6, FROM_PLACE as u32),
         (LOAD_BYTE, 0, 0, relay),
         (JUMP_IF_EQUAL, 0, 4, DATA as u32),
         (LOAD_BYTE, 0, 0, relay + 1),
@@ -90,7 +90,7 @@ mod tests {
     #[test]
     fn each_lane_goes_to_its_worker_bare_or_wrapped() {
         for lane in 1..=15u8 {
-            let mut wrapped = vec![RELAYED; RELAY_HEADER_BYTES];
+            let mut wrapped = vec![FROM_PLACE; RELAY_HEADER_BYTES];
             wrapped.extend([DATA, lane]);
             assert_eq!(run(4, &[DATA, lane, 0]), u32::from(lane - 1) % 4);
             assert_eq!(run(4, &wrapped), u32::from(lane - 1) % 4);
@@ -105,7 +105,7 @@ mod tests {
             &[0x00, 1],
             &[DATA],
             &[],
-            &[RELAYED, 0, 0, 0, 0, 0, 0, 0, 0x80, 4],
+            &[FROM_PLACE, 0, 0, 0, 0, 0, 0, 0, 0x80, 4],
         ] {
             assert_eq!(run(4, payload), 0, "{payload:?}");
         }

@@ -37,6 +37,8 @@ const BEHIND_RUNS: usize = 2;
 const JOINED_IN_TIME: usize = 8;
 /// Datagrams on their way to another worker; more are dropped and counted.
 pub(super) const HAND_OVER_MAX: usize = 512;
+/// Relayed datagrams that wait for the engine, of all workers: about what a receive buffer holds; more are dropped and counted.
+pub(super) const RELAYED_MAX: usize = 512;
 /// How often the shell's own counters are told at most.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// Names of descriptors in epoll: the socket, the wake, from here on the ports, and behind them further sockets.
@@ -57,10 +59,19 @@ pub(super) enum ToWorker {
     Stop,
 }
 
-/// A datagram of another worker's lane, still sealed.
+/// A datagram of another worker's lane, or to be relayed by the engine.
 pub(super) struct HandedOver {
-    from: PathAddr,
-    bytes: Vec<u8>,
+    pub(super) from: PathAddr,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// The worker's ends of the way of relayed datagrams, which the engine passes on.
+#[derive(Clone)]
+pub(super) struct ToRelay {
+    /// At most [`RELAYED_MAX`].
+    pub(super) datagrams: Sender<HandedOver>,
+    /// Buffers that were sent.
+    pub(super) empty: Receiver<Vec<u8>>,
 }
 
 /// How others reach a worker.
@@ -146,6 +157,7 @@ struct Shell {
     batch: SendBatch,
     taps: BTreeMap<PortId, TapQueue>,
     reports: Sender<Report>,
+    to_relay: ToRelay,
     others: Vec<WorkerLink>,
     /// Workers that were handed something in this turn.
     to_wake: u16,
@@ -162,7 +174,7 @@ impl WorkerThread {
         udp: Arc<UdpPort>,
         ends: WorkerEnds,
         others: Vec<WorkerLink>,
-        reports: Sender<Report>,
+        (reports, to_relay): (Sender<Report>, ToRelay),
         snapshot: Arc<ArcSwap<Snapshot>>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -185,6 +197,7 @@ impl WorkerThread {
             batch,
             taps: BTreeMap::new(),
             reports,
+            to_relay,
             others,
             to_wake: 0,
             dropped_told: 0,
@@ -459,6 +472,15 @@ impl Output for Shell {
 
     fn report(&mut self, report: Report) -> bool {
         self.reports.try_send(report).is_ok()
+    }
+
+    fn relay(&mut self, from: PathAddr, datagram: &[u8]) -> bool {
+        // A buffer is made only while fewer than the queue may hold are about.
+        let mut bytes = self.to_relay.empty.try_recv().unwrap_or_default();
+        bytes.clear();
+        bytes.extend_from_slice(datagram);
+        let passed = HandedOver { from, bytes };
+        self.to_relay.datagrams.try_send(passed).is_ok()
     }
 
     fn hand_over(&mut self, worker: u8, from: PathAddr, datagram: &[u8]) {

@@ -2,7 +2,7 @@
 //! and in person, and which addresses come of it. Whether they work is found out elsewhere.
 
 use super::selection::Tier;
-use super::{CANDIDATES_MAX, ControlMessage, RelayReach};
+use super::{CANDIDATES_MAX, ControlMessage, RelayKind, RelayOffer, RelayReach};
 use crate::stun::NatBehaviour;
 use overlay_types::{Candidate, PathAddr, PeerId};
 use std::collections::BTreeMap;
@@ -24,11 +24,14 @@ const REPEATS: [Duration; 6] = [
 
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
+    /// This node.
+    me: Option<PeerId>,
     local: Vec<Candidate>,
     /// How we reach the relays where we are bound.
     relays: BTreeMap<PeerId, RelayReach>,
     /// What our NAT does.
     local_nat: NatBehaviour,
+    local_offer: RelayOffer,
     generation: u32,
     telling: Option<Telling>,
     /// From the signed node record.
@@ -37,6 +40,7 @@ pub(super) struct Candidates {
     told: Vec<Candidate>,
     /// What the peer's NAT does, as it said last.
     told_nat: NatBehaviour,
+    told_offer: RelayOffer,
     told_generation: Option<u32>,
 }
 
@@ -48,6 +52,11 @@ struct Telling {
 }
 
 impl Candidates {
+    /// Who we are.
+    pub(super) const fn set_me(&mut self, me: PeerId) {
+        self.me = Some(me);
+    }
+
     /// Says whether the list is a new one.
     pub(super) fn set_local(&mut self, list: &[Candidate]) -> bool {
         let mut list: Vec<_> = list.to_vec();
@@ -64,7 +73,7 @@ impl Candidates {
     pub(super) fn set_relays(
         &mut self,
         relays: &BTreeMap<PeerId, RelayReach>,
-    ) -> Vec<(SocketAddr, SocketAddr)> {
+    ) -> Vec<(PathAddr, PathAddr)> {
         let before = std::mem::replace(&mut self.relays, relays.clone());
         let moved = before.into_iter().filter_map(|(via, before)| {
             let now = self.relays.get(&via)?;
@@ -86,6 +95,21 @@ impl Candidates {
             self.local_nat = nat;
         }
         changed
+    }
+
+    /// Whether we relay; says whether that is new to the peer.
+    pub(super) fn set_local_offer(&mut self, offer: RelayOffer) -> bool {
+        let changed = offer != self.local_offer;
+        if changed {
+            self.generation = self.generation.wrapping_add(1);
+            self.local_offer = offer;
+        }
+        changed
+    }
+
+    /// Whether the peer relays, as it said last.
+    pub(super) const fn offer(&self) -> RelayOffer {
+        self.told_offer
     }
 
     /// What our NAT does, and the peer's.
@@ -134,6 +158,7 @@ impl Candidates {
         generation: u32,
         nat: NatBehaviour,
         list: Vec<Candidate>,
+        offer: RelayOffer,
     ) -> Option<bool> {
         if self
             .told_generation
@@ -143,7 +168,7 @@ impl Candidates {
         }
         self.told_generation = Some(generation);
         let changed = (&list, nat) != (&self.told, self.told_nat);
-        (self.told, self.told_nat) = (list, nat);
+        (self.told, self.told_nat, self.told_offer) = (list, nat, offer);
         Some(changed)
     }
 
@@ -195,25 +220,31 @@ impl Candidates {
             punch,
             nat: self.local_nat,
             list: self.local.clone(),
+            relays: self.local_offer,
         }
     }
 
     /// Whether the peer's own last list has this address.
     pub(super) fn is_told(&self, addr: PathAddr) -> bool {
-        self.told.iter().any(|told| self.reachable(told) == addr)
+        self.told
+            .iter()
+            .any(|told| self.reachable(told) == Some(addr))
     }
 
     /// Every address worth trying, relays first because they work at once, at most [`CANDIDATES_MAX`].
     pub(super) fn remote(&self) -> Vec<(PathAddr, Tier)> {
         let mut found: Vec<(PathAddr, Tier)> = Vec::new();
-        for candidate in self.told.iter().chain(&self.recorded) {
-            let addr = self.reachable(candidate);
-            let at = candidate.path_addr().socket_addr();
+        let listed = || self.told.iter().chain(&self.recorded);
+        // Relays where we are bound ourselves are tried before others, which pass nothing on for us.
+        let (shared, others): (Vec<_>, Vec<_>) =
+            listed().partition(|candidate| self.shared_relay(candidate).is_some());
+        for candidate in shared.into_iter().chain(others) {
+            let Some(addr) = self.reachable(candidate) else {
+                continue;
+            };
             // LANs are numbered alike: what is one of ours leads nowhere else.
-            if !self.is_sane(at)
-                || addr == PathAddr::Direct(at) && self.is_ours(at)
-                || found.iter().any(|(known, _)| *known == addr)
-            {
+            let is_ours = matches!(addr, PathAddr::Direct(at) if self.is_ours(at));
+            if is_ours || found.iter().any(|(known, _)| *known == addr) {
                 continue;
             }
             let tier = self.tier(addr, matches!(candidate, Candidate::Host(_)));
@@ -246,26 +277,58 @@ impl Candidates {
     }
 
     fn tier(&self, addr: PathAddr, is_remote_host: bool) -> Tier {
-        let PathAddr::Relayed { relay, .. } = addr else {
+        if addr.relays() == 0 {
             return Tier::straight(is_remote_host);
-        };
-        let mut streams = self.relays.values().filter(|reach| reach.is_stream);
-        if streams.any(|stream| stream.at == relay) {
-            Tier::Stream
-        } else {
-            Tier::Relay
         }
+        let first = PathAddr::Direct(addr.socket_addr());
+        let mut reaches = self.relays.values();
+        let kind = reaches
+            .find(|reach| reach.at == first)
+            .map(|reach| reach.kind);
+        match (kind, addr.relays()) {
+            (Some(RelayKind::Stream), _) => Tier::Stream,
+            (_, 2..) => Tier::Chain,
+            (Some(RelayKind::Member), _) => Tier::Member,
+            (Some(RelayKind::Fabric) | None, _) => Tier::Relay,
+        }
+    }
+
+    /// How we reach the relay of a candidate where we are bound too.
+    fn shared_relay(&self, remote: &Candidate) -> Option<&RelayReach> {
+        match remote {
+            Candidate::Relayed { via, .. } => self.relays.get(via),
+            _ => None,
+        }
+    }
+
+    /// Through whom a path goes last, if it is relayed by somebody whom we use too.
+    pub(super) fn relay_of(&self, addr: PathAddr) -> Option<PeerId> {
+        let (relay, _) = addr.last_relay()?;
+        let mut relays = self.relays.iter();
+        relays
+            .find(|(_, reach)| reach.at == relay)
+            .map(|(via, _)| *via)
+    }
+
+    /// Relays where the peer says that it is bound, best first, but not ourselves.
+    pub(super) fn remote_relays(&self) -> impl Iterator<Item = PeerId> {
+        let listed = self.told.iter().chain(&self.recorded);
+        listed.filter_map(|candidate| match candidate {
+            Candidate::Relayed { via, .. } if Some(*via) != self.me => Some(*via),
+            _ => None,
+        })
     }
 
     /// Where to send to reach a candidate. At a relay where we are bound too, the way that we have to it is the right one:
     /// the peer may reach the same relay over the other IP version, and we by a stream.
-    fn reachable(&self, remote: &Candidate) -> PathAddr {
+    fn reachable(&self, remote: &Candidate) -> Option<PathAddr> {
         match *remote {
-            Candidate::Relayed { via, index, relay } => PathAddr::Relayed {
-                relay: self.relays.get(&via).map_or(relay, |reach| reach.at),
-                index,
-            },
-            _ => remote.path_addr(),
+            // What we relay for the peer does not lead to it from here.
+            Candidate::Relayed { via, .. } if Some(via) == self.me => None,
+            Candidate::Relayed { via, index, .. } if self.relays.contains_key(&via) => {
+                self.relays[&via].at.beyond(index)
+            }
+            _ => Some(remote.path_addr()).filter(|addr| self.is_sane(addr.socket_addr())),
         }
     }
 
@@ -313,6 +376,7 @@ mod tests {
             1,
             NatBehaviour::default(),
             vec![host(1), relayed("198.51.100.1:7000", 5)],
+            RelayOffer::None,
         );
         let remote = c.remote();
         assert_eq!(remote[0].1, Tier::Relay);
@@ -334,14 +398,16 @@ mod tests {
         let mut c = Candidates::default();
         c.set_recorded(&[relayed("[2001:db8::1]:7000", 5)]);
         let ways = [
-            ("198.51.100.1:7000", false, Tier::Relay),
-            ("127.0.0.1:40000", true, Tier::Stream),
+            ("198.51.100.1:7000", RelayKind::Fabric, Tier::Relay),
+            ("127.0.0.1:40000", RelayKind::Stream, Tier::Stream),
+            ("198.51.100.9:41000", RelayKind::Member, Tier::Member),
         ];
         let mut before = None;
-        for (at, is_stream, tier) in ways {
+        for (at, kind, tier) in ways {
+            let at = at.parse().unwrap();
             let reach = RelayReach {
-                at: at.parse().unwrap(),
-                is_stream,
+                at: PathAddr::Direct(at),
+                kind,
             };
             let moved = c.set_relays(&[(PeerId([9; 32]), reach)].into());
             assert_eq!(
@@ -353,7 +419,7 @@ mod tests {
             );
             before = Some(reach.at);
             let addr = PathAddr::Relayed {
-                relay: reach.at,
+                relay: at,
                 index: 5,
             };
             assert_eq!(c.remote(), [(addr, tier)]);
@@ -381,20 +447,20 @@ mod tests {
     fn an_old_list_does_not_replace_a_newer_one() {
         let mut c = Candidates::default();
         assert_eq!(
-            c.handle_told(7, NatBehaviour::default(), vec![host(1)]),
+            c.handle_told(7, NatBehaviour::default(), vec![host(1)], RelayOffer::None),
             Some(true)
         );
         assert_eq!(
-            c.handle_told(6, NatBehaviour::default(), vec![host(2)]),
+            c.handle_told(6, NatBehaviour::default(), vec![host(2)], RelayOffer::None),
             None
         );
         assert_eq!(
-            c.handle_told(7, NatBehaviour::default(), vec![host(1)]),
+            c.handle_told(7, NatBehaviour::default(), vec![host(1)], RelayOffer::None),
             Some(false)
         );
         c.handle_session_up();
         assert_eq!(
-            c.handle_told(1, NatBehaviour::default(), vec![host(3)]),
+            c.handle_told(1, NatBehaviour::default(), vec![host(3)], RelayOffer::None),
             Some(true)
         );
     }

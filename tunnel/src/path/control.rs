@@ -35,6 +35,8 @@ pub enum ControlMessage {
         /// At most [`CANDIDATES_MAX`].
         #[serde(deserialize_with = "at_most_candidates_max")]
         list: Vec<Candidate>,
+        /// Whether the sender relays for other members.
+        relays: RelayOffer,
     },
     /// "I have your list of this generation."
     CandidatesSeen {
@@ -70,6 +72,34 @@ pub enum ControlMessage {
     },
     /// Nothing but its length, which pays for probes that the sender wants.
     Credit,
+    /// "Give me a place at your relay", or "is it still mine?"
+    RelayAsk,
+    /// "Here it is": what [`crate::relay::RelayGrant`] has of it.
+    RelayPlace {
+        /// The place's number.
+        index: u32,
+        /// Proves to the relay who holds it.
+        key: [u8; 32],
+    },
+    /// "You get none."
+    RelayRefused {
+        /// Whether there may be one later; otherwise the sender does not relay.
+        is_full: bool,
+    },
+}
+
+/// Whether a member relays for others, as far as it knows how it is reached.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+pub enum RelayOffer {
+    /// No.
+    #[default]
+    None,
+    /// For those with a direct path to it.
+    Restricted,
+    /// For everybody: nothing keeps datagrams from it.
+    Open,
 }
 
 impl ControlMessage {
@@ -127,6 +157,7 @@ mod tests {
             punch: true,
             nat: NatBehaviour::default(),
             list,
+            relays: RelayOffer::None,
         }
     }
 

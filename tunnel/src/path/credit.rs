@@ -3,7 +3,7 @@
 //! messages that are nothing but long.
 
 use super::ControlMessage;
-use crate::wire::datagram::{DATA_HEADER_BYTES, RELAY_HEADER_BYTES, TAG_BYTES};
+use crate::wire::datagram::{DATA_HEADER_BYTES, TAG_BYTES, wrapper_bytes};
 use overlay_types::PathAddr;
 use std::net::SocketAddr;
 
@@ -78,12 +78,8 @@ pub(super) const fn wire_bytes(addr: SocketAddr, payload: u64) -> u64 {
 /// The same for a control message that goes there.
 pub(super) fn message_bytes(to: PathAddr, message: &ControlMessage, pad_to: Option<u16>) -> u64 {
     let sealed = DATA_HEADER_BYTES + 1 + message.encode().len() + TAG_BYTES;
-    let wrapper = match to {
-        PathAddr::Relayed { .. } => RELAY_HEADER_BYTES,
-        PathAddr::Direct(_) | PathAddr::Punched { .. } => 0,
-    };
     let sealed = sealed.max(pad_to.map_or(0, usize::from));
-    wire_bytes(to.socket_addr(), (wrapper + sealed) as u64)
+    wire_bytes(to.socket_addr(), (wrapper_bytes(to) + sealed) as u64)
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ mod table;
 mod tests;
 mod watch;
 
-pub use control::{CANDIDATES_MAX, ControlMessage};
+pub use control::{CANDIDATES_MAX, ControlMessage, RelayOffer};
 pub use passage::Passage;
 pub use sockets::SocketWish;
 
@@ -84,9 +84,20 @@ const ATTEMPT_REFILL: Duration = Duration::from_secs(4);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RelayReach {
     /// Where what is for the relay is sent.
-    pub at: SocketAddr,
-    /// Whether that is the near end of a stream.
-    pub is_stream: bool,
+    pub at: PathAddr,
+    /// Whose relay it is.
+    pub kind: RelayKind,
+}
+
+/// Relays from the most to the least able.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RelayKind {
+    /// A fabric node's, which is there to relay.
+    Fabric,
+    /// Another member's, which gives what it can spare.
+    Member,
+    /// A fabric node's that is reached by a stream.
+    Stream,
 }
 
 /// One control message to be sealed and sent on a given path.
@@ -120,7 +131,7 @@ pub struct PathView {
     pub addr: PathAddr,
     /// Smoothed round trip; zero until the first answer.
     pub rtt: Duration,
-    /// Largest UDP payload known to pass, a relay's wrapper included.
+    /// Largest UDP payload known to pass, the wrapper of one relay included but not that of a second.
     pub mtu: u16,
     /// The same as far as it is to be expected before it is known.
     pub mtu_likely: u16,
@@ -249,6 +260,35 @@ impl PathAgent {
             self.chance.forgive();
             self.call(now);
         }
+    }
+
+    /// Who we are: what we relay for the peer does not lead to it from here.
+    pub fn set_me(&mut self, me: PeerId) {
+        self.candidates.set_me(me);
+    }
+
+    /// Whether we relay for other members, told to the peer while there is a session.
+    pub fn set_relay_offer(&mut self, offer: RelayOffer, now: Instant) {
+        if self.candidates.set_local_offer(offer) && self.is_up {
+            self.tell(false, now);
+        }
+    }
+
+    /// Whether the peer relays for other members.
+    pub fn relay_offer(&self) -> RelayOffer {
+        self.candidates.offer()
+    }
+
+    /// Relays where the peer says that it is bound, best first.
+    pub fn remote_relays(&self) -> Vec<PeerId> {
+        let mut relays: Vec<_> = self.candidates.remote_relays().collect();
+        relays.dedup();
+        relays
+    }
+
+    /// Whose relay a path goes through last, if we are bound there.
+    pub fn relay_of(&self, addr: PathAddr) -> Option<PeerId> {
+        self.candidates.relay_of(addr)
     }
 
     /// What the two NATs allow, as far as is known.
@@ -413,6 +453,7 @@ impl PathAgent {
                 punch,
                 nat,
                 list,
+                relays,
             } => {
                 self.handle_received(from, now);
                 self.send(
@@ -422,7 +463,7 @@ impl PathAgent {
                     now,
                 );
                 let (passage, was_listed) = (self.passage(), self.is_listed());
-                let changed = self.candidates.handle_told(generation, nat, list);
+                let changed = self.candidates.handle_told(generation, nat, list, relays);
                 if self.passage() != passage {
                     self.chance.forgive();
                 }
@@ -448,6 +489,9 @@ impl PathAgent {
             ControlMessage::Ping { .. }
             | ControlMessage::PingReply { .. }
             | ControlMessage::Credit
+            | ControlMessage::RelayAsk
+            | ControlMessage::RelayPlace { .. }
+            | ControlMessage::RelayRefused { .. }
             | ControlMessage::Bye => {
                 self.handle_received(from, now);
             }

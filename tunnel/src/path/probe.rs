@@ -3,12 +3,10 @@
 
 use super::mtu::PathMtu;
 use super::selection::Tier;
+use crate::wire::datagram::{RELAY_HEADER_BYTES, wrapper_bytes};
 use overlay_types::PathAddr;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
-
-/// Room for the wrapper on relayed paths.
-const WRAPPER_BYTES: u16 = 8;
 
 /// A path that failed is trusted again only after this long, doubled by each failure, up to [`HOLD_DOWN_MAX`].
 const HOLD_DOWN: Duration = Duration::from_secs(2);
@@ -48,11 +46,9 @@ pub(super) struct Path {
 impl Path {
     /// One of which nothing is known but where it leads; datagrams beyond `datagram_bytes_max` are of no use.
     pub(super) fn new(addr: PathAddr, tier: Tier, learned: bool, datagram_bytes_max: u16) -> Self {
-        let overhead = if matches!(addr, PathAddr::Relayed { .. }) {
-            WRAPPER_BYTES
-        } else {
-            0
-        };
+        let wrappers = wrapper_bytes(addr) as u16;
+        // One wrapper is in the largest size already.
+        let further = wrappers.saturating_sub(RELAY_HEADER_BYTES as u16);
         Self {
             tier,
             learned,
@@ -64,7 +60,7 @@ impl Path {
             heard_at: None,
             challenged_at: None,
             asked: 0,
-            mtu: PathMtu::new(overhead, datagram_bytes_max),
+            mtu: PathMtu::new(wrappers, datagram_bytes_max.saturating_add(further)),
             failures: 0,
             failed_at: None,
         }

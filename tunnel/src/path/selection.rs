@@ -9,8 +9,12 @@ pub(super) enum Tier {
     Host,
     /// Straight, through NATs.
     Direct,
-    /// Through a relay.
+    /// Through a fabric node's relay.
     Relay,
+    /// Through the relay of another member, which has less to give.
+    Member,
+    /// Through two relays.
+    Chain,
     /// Through a relay that is reached by a stream.
     Stream,
 }

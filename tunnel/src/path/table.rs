@@ -3,7 +3,6 @@
 use super::probe::Path;
 use super::{CANDIDATES_MAX, PathAgent};
 use overlay_types::PathAddr;
-use std::net::SocketAddr;
 use std::time::Instant;
 
 /// Ways to one peer that are kept track of: all its candidates, and some that its datagrams came from.
@@ -44,26 +43,17 @@ impl PathAgent {
     }
 
     /// The relay at `before` is now reached at `after`.
-    pub(super) fn move_relayed_paths(
-        &mut self,
-        before: SocketAddr,
-        after: SocketAddr,
-        now: Instant,
-    ) {
-        let through = |addr: &PathAddr| match *addr {
-            PathAddr::Relayed { relay, index } if relay == before => Some(index),
+    pub(super) fn move_relayed_paths(&mut self, before: PathAddr, after: PathAddr, now: Instant) {
+        let moved = |addr: &PathAddr| match addr.last_relay() {
+            Some((relay, index)) if relay == before => after.beyond(index),
             _ => None,
         };
         let old: Vec<_> = self
             .paths
             .keys()
-            .filter_map(|addr| Some((*addr, through(addr)?)))
+            .filter_map(|addr| Some((*addr, moved(addr)?)))
             .collect();
-        for (addr, index) in old {
-            let moved = PathAddr::Relayed {
-                relay: after,
-                index,
-            };
+        for (addr, moved) in old {
             let Some(path) = self.paths.remove(&addr) else {
                 continue;
             };

@@ -8,14 +8,15 @@
 
 use super::message::{BOUND, CHALLENGE, CONFIRM, Message, REQUEST};
 use super::{BoundPlace, RelayEvent, RelayGrant};
+use overlay_types::PathAddr;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Places held at a time; one or two are usual.
-const GRANTS_MAX: usize = 8;
+/// Places held at a time: at four fabric nodes, straight and through a stream, and at some members.
+const GRANTS_MAX: usize = 16;
 
 /// How often a binding is renewed at least, which also keeps the NAT's mapping (RFC 4787 asks for 2 min; some give 30 s).
 const RENEW_EVERY: Duration = Duration::from_secs(25);
@@ -38,7 +39,7 @@ pub struct RelayClient {
     rng: ChaCha20Rng,
     places: Vec<Place>,
     renew_every: Duration,
-    transmits: VecDeque<(SocketAddr, Vec<u8>)>,
+    transmits: VecDeque<(PathAddr, Vec<u8>)>,
     events: VecDeque<RelayEvent>,
 }
 
@@ -48,6 +49,8 @@ struct Place {
     nonce: u64,
     tries: u32,
     next_at: Instant,
+    asked_at: Instant,
+    rtt: Option<Duration>,
     /// Where the relay sees us, while bound.
     observed: Option<SocketAddr>,
     /// It was told that the answer is late.
@@ -83,6 +86,8 @@ impl RelayClient {
                     nonce: self.rng.random(),
                     tries: 0,
                     next_at: now,
+                    asked_at: now,
+                    rtt: None,
                     observed: None,
                     is_silent: false,
                 },
@@ -100,8 +105,8 @@ impl RelayClient {
         self.handle_timeout(now);
     }
 
-    /// A relay control datagram (0xA0–0xA3) arrived on the data port.
-    pub fn handle_datagram(&mut self, from: SocketAddr, bytes: &[u8], now: Instant) {
+    /// A relay's answer (0xA1 or 0xA3) arrived on the data port, perhaps through another relay.
+    pub fn handle_datagram(&mut self, from: PathAddr, bytes: &[u8], now: Instant) {
         let Some(message) = Message::peek(bytes) else {
             return;
         };
@@ -116,8 +121,14 @@ impl RelayClient {
         if !message.is_genuine(&place.grant.key) {
             return;
         }
+        if place.tries == 1 && matches!(message.kind, CHALLENGE | BOUND) {
+            // Of a repeated question it is not known which one is answered (Karn's rule).
+            let sample = now.saturating_duration_since(place.asked_at);
+            place.rtt = Some(place.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8)); // RFC 6298's weight
+        }
         match message.kind {
             CHALLENGE => {
+                place.asked_at = now;
                 let confirm = Message::new(
                     CONFIRM,
                     place.grant.index,
@@ -167,7 +178,7 @@ impl RelayClient {
             );
             self.transmits
                 .push_back((place.grant.reach(), request.to_bytes().to_vec()));
-            place.next_at = now + ANSWER_WAIT * (1 << place.tries);
+            (place.asked_at, place.next_at) = (now, now + ANSWER_WAIT * (1 << place.tries));
             place.tries += 1;
         }
         events.into_iter().for_each(|event| self.push_event(event));
@@ -185,7 +196,7 @@ impl RelayClient {
     }
 
     /// What to send next.
-    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+    pub fn poll_transmit(&mut self) -> Option<(PathAddr, Vec<u8>)> {
         self.transmits.pop_front()
     }
 
@@ -205,13 +216,11 @@ impl RelayClient {
             candidate: place.grant.candidate(),
             way: place.grant.way(),
             reach: place.grant.reach(),
+            is_member: place.grant.is_member,
+            is_silent: place.is_silent,
+            rtt: place.rtt,
         };
         bound.into_iter().map(tell).collect()
-    }
-
-    /// Whether datagrams from this address may be a relay's.
-    pub fn is_relay(&self, addr: SocketAddr) -> bool {
-        self.places.iter().any(|p| p.grant.reach() == addr)
     }
 
     fn push_event(&mut self, event: RelayEvent) {

@@ -2,6 +2,7 @@
 //! Who may have a place at a relay is agreed over the control plane, which hands both sides a [`RelayGrant`].
 
 pub(crate) mod budget;
+pub(crate) mod choice;
 mod client;
 pub mod message;
 mod server;
@@ -12,9 +13,10 @@ mod tests;
 pub use client::RelayClient;
 pub use server::{RelayFull, RelayLimits, RelayServer, RelayStats, Verdict};
 
-use overlay_types::{Candidate, PeerId};
+use overlay_types::{Candidate, PathAddr, PeerId};
 use std::fmt;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// A place at a relay, as its node granted it over an authenticated control connection.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,12 +31,23 @@ pub struct RelayGrant {
     pub key: [u8; 32],
     /// An address of this host from where a stream carries datagrams to the relay; they go straight there without one.
     pub carrier: Option<SocketAddr>,
+    /// The relay is reached through another one at `relay`, where it has this number.
+    pub through: Option<u32>,
+    /// Whether another member relays rather than a fabric node.
+    pub is_member: bool,
 }
 
 impl RelayGrant {
     /// Where the data port sends what is for the relay.
-    pub fn reach(&self) -> SocketAddr {
-        self.carrier.unwrap_or(self.relay)
+    pub fn reach(&self) -> PathAddr {
+        match (self.carrier, self.through) {
+            (Some(carrier), _) => PathAddr::Direct(carrier),
+            (None, Some(index)) => PathAddr::Relayed {
+                relay: self.relay,
+                index,
+            },
+            (None, None) => PathAddr::Direct(self.relay),
+        }
     }
 
     /// The place, as peers are told of it.
@@ -71,7 +84,13 @@ pub struct BoundPlace {
     /// How we reach its relay.
     pub way: RelayWay,
     /// Where the data port sends what is for the relay.
-    pub reach: SocketAddr,
+    pub reach: PathAddr,
+    /// Whether another member relays rather than a fabric node.
+    pub is_member: bool,
+    /// Whether the relay's answer is late.
+    pub is_silent: bool,
+    /// How long its answers take, if one was timed.
+    pub rtt: Option<Duration>,
 }
 
 impl fmt::Debug for RelayGrant {

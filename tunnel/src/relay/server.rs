@@ -3,8 +3,8 @@
 
 use super::budget::Budget;
 use super::message::{CHALLENGE, CONFIRM, MESSAGE_BYTES, Message, REQUEST, keyed};
-use crate::wire::datagram::{DatagramKind, RelayHeader, classify};
-use overlay_types::PeerId;
+use crate::wire::datagram::{DatagramKind, RelayHeader, WRAPPERS_MAX, classify, wrappers};
+use overlay_types::{PathAddr, PeerId};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::collections::BTreeMap;
@@ -81,13 +81,15 @@ pub struct RelayStats {
     pub dropped_identity_budget: u64,
     /// Beyond its subnet's or the total budget, and beyond the floor.
     pub dropped_shared_budget: u64,
+    /// Through more relays than two.
+    pub dropped_nested: u64,
 }
 
 /// What to do with a datagram that was handed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Send it on, as it is now in the buffer.
-    Forward(SocketAddr),
+    /// Send it on, as it is now in the buffer, in the wrapper of that relay if it goes to one.
+    Forward(PathAddr),
     /// Send this back to where it came from.
     Reply([u8; MESSAGE_BYTES]),
     /// Nothing; it is counted.
@@ -111,7 +113,9 @@ pub struct RelayServer {
     places: Vec<Option<Place>>,
     free: Vec<u16>,
     by_peer: BTreeMap<PeerId, u32>,
-    by_addr: BTreeMap<SocketAddr, u32>,
+    by_addr: BTreeMap<PathAddr, u32>,
+    /// Whether [`Self::clients`] are others than when that was asked last.
+    has_news: bool,
     /// Who is behind addresses of this host: the other ends of streams.
     streams: BTreeMap<SocketAddr, IpAddr>,
     subnets: BTreeMap<IpAddr, Subnet>,
@@ -135,7 +139,7 @@ struct Place {
 
 #[derive(Clone, Copy, Debug)]
 struct Bound {
-    addr: SocketAddr,
+    addr: PathAddr,
     /// Whose budget pays.
     subnet: IpAddr,
     expires_at: Instant,
@@ -162,6 +166,7 @@ impl RelayServer {
             free: (0..places_max).rev().map(|slot| slot as u16).collect(),
             by_peer: BTreeMap::new(),
             by_addr: BTreeMap::new(),
+            has_news: false,
             streams: BTreeMap::new(),
             subnets: BTreeMap::new(),
             total: Budget::new(limits.total_rate, now),
@@ -204,6 +209,17 @@ impl RelayServer {
         Ok((index, key))
     }
 
+    /// `peer` is to be relayed for no longer.
+    pub fn forget(&mut self, peer: PeerId) {
+        let Some(&index) = self.by_peer.get(&peer) else {
+            return;
+        };
+        if let Some(bound) = self.places[slot(index)].as_ref().and_then(|p| p.bound) {
+            self.release(bound);
+        }
+        self.remove(slot(index));
+    }
+
     /// What comes from `local`, an address of this host, was carried here by a stream from `client`: its budgets are those of
     /// the client's network.
     pub fn open_stream(&mut self, local: SocketAddr, client: IpAddr) {
@@ -218,7 +234,7 @@ impl RelayServer {
     /// That stream has ended, and with it what was bound through it.
     pub fn close_stream(&mut self, local: SocketAddr, now: Instant) {
         self.streams.remove(&local);
-        let Some(index) = self.by_addr.get(&local).copied() else {
+        let Some(index) = self.by_addr.get(&PathAddr::Direct(local)).copied() else {
             return;
         };
         if let Some(place) = self.places[slot(index)].as_mut() {
@@ -228,16 +244,20 @@ impl RelayServer {
         }
     }
 
-    /// A datagram of type 0xA0–0xA4 arrived from `from`. What is to be forwarded is changed in place.
+    /// A datagram for a relay arrived from `from`, perhaps through another one. What is to be forwarded is changed in place.
     pub fn handle_datagram(
         &mut self,
-        from: SocketAddr,
+        from: PathAddr,
         datagram: &mut [u8],
         now: Instant,
     ) -> Verdict {
         match classify(datagram) {
-            DatagramKind::Relayed(header) => self.forward(from, header.index(), datagram, now),
-            DatagramKind::RelayControl(_) => self.bind(from, datagram, now),
+            _ if from.beyond(0).is_none() => {
+                self.stats.dropped_nested += 1;
+                Verdict::Drop
+            }
+            DatagramKind::ToPlace(header) => self.forward(from, header.index(), datagram, now),
+            DatagramKind::RelayRequest => self.bind(from, datagram, now),
             _ => {
                 self.stats.dropped_unknown += 1;
                 Verdict::Drop
@@ -270,6 +290,16 @@ impl RelayServer {
         (!self.by_peer.is_empty()).then_some((self.sweep_at, "relay expiry"))
     }
 
+    /// From where datagrams are passed on, in order.
+    pub fn clients(&self) -> impl Iterator<Item = PathAddr> {
+        self.by_addr.keys().copied()
+    }
+
+    /// Whether the clients are others than when this was asked last.
+    pub fn has_news(&mut self) -> bool {
+        std::mem::take(&mut self.has_news)
+    }
+
     /// Counters.
     pub fn stats(&self) -> RelayStats {
         RelayStats {
@@ -279,7 +309,7 @@ impl RelayServer {
         }
     }
 
-    fn forward(&mut self, from: SocketAddr, to: u32, datagram: &mut [u8], now: Instant) -> Verdict {
+    fn forward(&mut self, from: PathAddr, to: u32, datagram: &mut [u8], now: Instant) -> Verdict {
         let Some(&sender) = self.by_addr.get(&from) else {
             self.stats.dropped_stranger += 1;
             return Verdict::Drop;
@@ -288,11 +318,18 @@ impl RelayServer {
             self.stats.dropped_absent += 1;
             return Verdict::Drop;
         };
+        // Two members may have bound their places at two relays through each other: only this ends such a circle.
+        if wrappers(datagram) + target.relays() > WRAPPERS_MAX {
+            self.stats.dropped_nested += 1;
+            return Verdict::Drop;
+        }
         let bytes = datagram.len() as u64;
         let place = self.places[slot(sender)]
             .as_mut()
             .expect("whoever is bound has a place");
-        let subnet = place.bound.map_or(from.ip(), |bound| bound.subnet);
+        let subnet = place
+            .bound
+            .map_or(from.socket_addr().ip(), |bound| bound.subnet);
         let subnet = self
             .subnets
             .get_mut(&subnet)
@@ -311,14 +348,14 @@ impl RelayServer {
             return Verdict::Drop;
         }
         place.budget.pay(bytes);
-        let header = RelayHeader::new(sender);
+        let header = RelayHeader::from(sender);
         datagram[..size_of::<RelayHeader>()].copy_from_slice(header.as_bytes());
         self.stats.forwarded += 1;
         self.stats.forwarded_bytes += bytes;
         Verdict::Forward(target)
     }
 
-    fn bind(&mut self, from: SocketAddr, datagram: &[u8], now: Instant) -> Verdict {
+    fn bind(&mut self, from: PathAddr, datagram: &[u8], now: Instant) -> Verdict {
         let genuine = |message: &Message| {
             self.place(message.index())
                 .is_some_and(|p| message.is_genuine(&p.key))
@@ -363,13 +400,13 @@ impl RelayServer {
             }
         }
         self.stats.answered += 1;
-        Verdict::Reply(Message::bound(index, nonce, from, &key).to_bytes())
+        Verdict::Reply(Message::bound(index, nonce, from.socket_addr(), &key).to_bytes())
     }
 
     /// Binds the place to a proven address, in the place of its old one; `false` when its subnet holds enough already.
-    fn occupy(&mut self, index: u32, addr: SocketAddr, now: Instant) -> bool {
-        let client = self.streams.get(&addr).copied();
-        let subnet = subnet_of(client.unwrap_or_else(|| addr.ip()));
+    fn occupy(&mut self, index: u32, addr: PathAddr, now: Instant) -> bool {
+        let ip = addr.socket_addr();
+        let subnet = subnet_of(self.streams.get(&ip).map_or(ip.ip(), |client| *client));
         let held = self.subnets.get(&subnet).map_or(0, |s| s.bound);
         if held >= self.limits.places_per_subnet_max && !self.by_addr.contains_key(&addr) {
             return false;
@@ -396,6 +433,7 @@ impl RelayServer {
             self.release(old);
         }
         self.by_addr.insert(addr, index);
+        self.has_news = true;
         let fresh = || Subnet {
             bound: 0,
             budget: Budget::new(self.limits.subnet_rate, now),
@@ -404,17 +442,25 @@ impl RelayServer {
         true
     }
 
+    #[cfg(test)]
+    pub(super) fn occupy_for_tests(&mut self, index: u32, addr: PathAddr, now: Instant) -> bool {
+        self.occupy(index, addr, now)
+    }
+
     /// The proof of address that is valid now, and the one before it.
-    fn tokens(&self, from: SocketAddr, message: &Message, now: Instant) -> [[u8; 16]; 2] {
+    fn tokens(&self, from: PathAddr, message: &Message, now: Instant) -> [[u8; 16]; 2] {
         let generation = self.place(message.index()).map_or(0, |p| p.generation);
         let epoch = now.saturating_duration_since(self.began).as_secs() / TOKEN_EPOCH.as_secs();
-        let (ip, port) = (canonical(from.ip()), from.port().to_be_bytes());
+        let addr = from.socket_addr();
+        let (ip, port) = (canonical(addr.ip()), addr.port().to_be_bytes());
+        let through = from.last_relay().map_or(0, |(_, index)| index);
         let token = |epoch: u64| {
             let numbers = [
                 epoch,
                 generation,
                 message.nonce(),
                 u64::from(message.index()),
+                (from.relays() as u64) << 32 | u64::from(through),
             ]
             .map(u64::to_be_bytes)
             .concat();
@@ -435,6 +481,7 @@ impl RelayServer {
 
     fn release(&mut self, bound: Bound) {
         self.by_addr.remove(&bound.addr);
+        self.has_news = true;
         if let Some(subnet) = self.subnets.get_mut(&bound.subnet) {
             subnet.bound -= 1;
             if subnet.bound == 0 {

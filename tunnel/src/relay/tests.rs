@@ -8,8 +8,12 @@ use zerocopy::IntoBytes;
 
 const RELAY: &str = "198.51.100.1:7000";
 
-fn addr(n: u8, port: u16) -> SocketAddr {
-    ([192, 0, n, 1], port).into()
+fn addr(n: u8, port: u16) -> PathAddr {
+    PathAddr::Direct(([192, 0, n, 1], port).into())
+}
+
+fn relay_addr() -> PathAddr {
+    PathAddr::Direct(RELAY.parse().unwrap())
 }
 
 fn server(limits: RelayLimits, now: Instant) -> RelayServer {
@@ -24,13 +28,15 @@ fn grant(server: &mut RelayServer, n: u8, now: Instant) -> RelayGrant {
         index,
         key,
         carrier: None,
+        through: None,
+        is_member: false,
     }
 }
 
 /// Passes messages between a client seen at `from` and the relay until both are silent.
-fn exchange(client: &mut RelayClient, server: &mut RelayServer, from: SocketAddr, now: Instant) {
+fn exchange(client: &mut RelayClient, server: &mut RelayServer, from: PathAddr, now: Instant) {
     while let Some((to, mut bytes)) = client.poll_transmit() {
-        assert_eq!(to, RELAY.parse().unwrap());
+        assert_eq!(to, relay_addr());
         if let Verdict::Reply(reply) = server.handle_datagram(from, &mut bytes, now) {
             assert!(
                 reply.len() <= bytes.len(),
@@ -41,7 +47,7 @@ fn exchange(client: &mut RelayClient, server: &mut RelayServer, from: SocketAddr
     }
 }
 
-fn bind(server: &mut RelayServer, n: u8, from: SocketAddr, now: Instant) -> (RelayClient, u32) {
+fn bind(server: &mut RelayServer, n: u8, from: PathAddr, now: Instant) -> (RelayClient, u32) {
     let mut client = RelayClient::new(u64::from(n), now);
     let grant = grant(server, n, now);
     let index = grant.index;
@@ -51,7 +57,7 @@ fn bind(server: &mut RelayServer, n: u8, from: SocketAddr, now: Instant) -> (Rel
 }
 
 fn wrapped(to: u32, payload: &[u8]) -> Vec<u8> {
-    [RelayHeader::new(to).as_bytes(), payload].concat()
+    [RelayHeader::to(to).as_bytes(), payload].concat()
 }
 
 #[test]
@@ -64,14 +70,15 @@ fn two_bound_clients_reach_each_other_and_see_each_others_number() {
         panic!("bound")
     };
     let ways: Vec<_> = a.bound().iter().map(|place| place.way).collect();
-    assert_eq!((ways, observed), (vec![way], addr(1, 1)));
+    assert_eq!((ways, observed), (vec![way], addr(1, 1).socket_addr()));
 
     let mut datagram = wrapped(index_b, b"sealed");
     assert_eq!(
         relay.handle_datagram(addr(1, 1), &mut datagram, t0),
         Verdict::Forward(addr(2, 2))
     );
-    assert_eq!(datagram, wrapped(index_a, b"sealed"));
+    let expected = [RelayHeader::from(index_a).as_bytes(), b"sealed"].concat();
+    assert_eq!(datagram, expected);
 }
 
 #[test]
@@ -150,7 +157,7 @@ fn a_new_nat_port_is_followed_by_the_next_renewal() {
     a.handle_timeout(at);
     exchange(&mut a, &mut relay, addr(1, 777), at);
     assert!(
-        matches!(a.poll_event(), Some(RelayEvent::Bound { observed, .. }) if observed == addr(1, 777))
+        matches!(a.poll_event(), Some(RelayEvent::Bound { observed, .. }) if observed == addr(1, 777).socket_addr())
     );
     assert_eq!(
         relay.handle_datagram(addr(2, 2), &mut wrapped(index, b"x"), at),
@@ -300,7 +307,7 @@ proptest! {
         while a.poll_event().is_some() {}
         let mut bytes = bytes;
         (bytes[0], bytes[1]) = (kind, 1);
-        a.handle_datagram(RELAY.parse().unwrap(), &bytes, t0);
+        a.handle_datagram(relay_addr(), &bytes, t0);
         prop_assert!(a.poll_transmit().is_none() && a.poll_event().is_none());
     }
 }
@@ -329,16 +336,17 @@ fn a_place_held_in_two_ways_counts_once_and_straight_is_preferred() {
     let mut relay = server(RelayLimits::default(), t0);
     let straight = grant(&mut relay, 1, t0);
     let carrier = "127.0.0.1:40000".parse().unwrap();
+    let through = PathAddr::Direct(carrier);
     let carried = RelayGrant {
         carrier: Some(carrier),
         ..straight.clone()
     };
     let mut client = RelayClient::new(1, t0);
     client.set_grants(&[straight.clone(), carried], t0);
-    let mut bound_by = |client: &mut RelayClient, only: SocketAddr, now| {
+    let mut bound_by = |client: &mut RelayClient, only: PathAddr, now| {
         while let Some((to, mut bytes)) = client.poll_transmit() {
             // The stream's far end is another address than ours.
-            let from = if to == carrier {
+            let from = if to == through {
                 addr(9, 9)
             } else {
                 addr(1, 1)
@@ -351,7 +359,7 @@ fn a_place_held_in_two_ways_counts_once_and_straight_is_preferred() {
         let bound = client.bound();
         (bound.len(), bound.first().map(|place| place.reach))
     };
-    assert_eq!(bound_by(&mut client, carrier, t0), (1, Some(carrier)));
+    assert_eq!(bound_by(&mut client, through, t0), (1, Some(through)));
     let later = t0 + Duration::from_secs(1);
     client.handle_timeout(later);
     let reach = straight.reach();
@@ -367,6 +375,7 @@ fn a_streams_place_is_paid_for_by_the_network_behind_it_and_ends_with_it() {
     };
     let mut relay = server(limits, t0);
     let local = |n: u16| SocketAddr::from(([127, 0, 0, 1], n));
+    let at = |n: u16| PathAddr::Direct(local(n));
     for (n, client) in [
         (1, [192, 0, 5, 1]),
         (2, [192, 0, 5, 2]),
@@ -374,9 +383,9 @@ fn a_streams_place_is_paid_for_by_the_network_behind_it_and_ends_with_it() {
     ] {
         relay.open_stream(local(n), client.into());
     }
-    let (a, _) = bind(&mut relay, 1, local(1), t0);
-    let (crowded, _) = bind(&mut relay, 2, local(2), t0);
-    let (b, index_b) = bind(&mut relay, 3, local(3), t0);
+    let (a, _) = bind(&mut relay, 1, at(1), t0);
+    let (crowded, _) = bind(&mut relay, 2, at(2), t0);
+    let (b, index_b) = bind(&mut relay, 3, at(3), t0);
     let counts = [&a, &crowded, &b].map(|client| client.bound().len());
     assert_eq!(
         counts,
@@ -385,11 +394,150 @@ fn a_streams_place_is_paid_for_by_the_network_behind_it_and_ends_with_it() {
     );
 
     let pass = |relay: &mut RelayServer| {
-        relay.handle_datagram(local(1), &mut wrapped(index_b, b"sealed"), t0)
+        relay.handle_datagram(at(1), &mut wrapped(index_b, b"sealed"), t0)
     };
-    assert_eq!(pass(&mut relay), Verdict::Forward(local(3)));
+    assert_eq!(pass(&mut relay), Verdict::Forward(at(3)));
     relay.close_stream(local(3), t0);
     assert_eq!(pass(&mut relay), Verdict::Drop);
     relay.close_stream(local(1), t0);
     assert_eq!(relay.stats().bound, 0);
+}
+
+#[test]
+fn a_place_is_bound_through_another_relay_by_who_receives_there() {
+    let t0 = Instant::now();
+    let mut relay = server(RelayLimits::default(), t0);
+    let beyond = addr(7, 7).beyond(3).unwrap();
+    let (_, far) = bind(&mut relay, 1, beyond, t0);
+    let (_, near) = bind(&mut relay, 2, addr(2, 2), t0);
+
+    let mut to_far = wrapped(far, b"sealed");
+    assert_eq!(
+        relay.handle_datagram(addr(2, 2), &mut to_far, t0),
+        Verdict::Forward(beyond)
+    );
+    let mut to_near = wrapped(near, b"sealed");
+    assert_eq!(
+        relay.handle_datagram(beyond, &mut to_near, t0),
+        Verdict::Forward(addr(2, 2))
+    );
+    // Another number at the same relay is another address.
+    let other = addr(7, 7).beyond(4).unwrap();
+    assert_eq!(
+        relay.handle_datagram(other, &mut wrapped(near, b"x"), t0),
+        Verdict::Drop
+    );
+    // No chain is longer than two.
+    let deep = beyond.beyond(1).unwrap();
+    assert_eq!(
+        relay.handle_datagram(deep, &mut wrapped(near, b"x"), t0),
+        Verdict::Drop
+    );
+    assert_eq!(relay.stats().dropped_nested, 1);
+}
+
+#[test]
+fn places_bound_in_a_circle_carry_nothing_around_it() {
+    let t0 = Instant::now();
+    let mut relays = [1u8, 2].map(|n| RelayServer::new([n; 32], RelayLimits::default(), t0));
+    // Each relay has a place at the other. A place of one member at the first is bound through the second, where that
+    // member's other place is bound through the first.
+    let places = relays.each_mut().map(|relay| {
+        let other_relay = relay.allocate(PeerId([50; 32]), t0).unwrap().0;
+        let member = relay.allocate(PeerId([51; 32]), t0).unwrap().0;
+        (other_relay, member)
+    });
+    let relay_at = |n: usize| addr(100 + n as u8, 1);
+    for n in 0..2 {
+        let other = 1 - n;
+        assert!(relays[n].occupy_for_tests(places[n].0, relay_at(other), t0));
+        let around = relay_at(other).beyond(places[other].1).unwrap();
+        assert!(relays[n].occupy_for_tests(places[n].1, around, t0));
+    }
+    let (_, sender) = bind(&mut relays[0], 9, addr(9, 9), t0);
+    assert_ne!(sender, 0);
+
+    let (mut at, mut from) = (0, addr(9, 9));
+    let mut datagram = wrapped(places[0].1, b"sealed");
+    let mut hops = 0;
+    while let Verdict::Forward(to) = relays[at].handle_datagram(from, &mut datagram, t0) {
+        hops += 1;
+        assert!(hops < 4, "it goes round");
+        let (relay, index) = to.last_relay().unwrap();
+        assert_eq!(relay, relay_at(1 - at));
+        datagram = [RelayHeader::to(index).as_bytes(), &datagram[..]].concat();
+        (from, at) = (relay_at(at), 1 - at);
+    }
+    assert_eq!(hops, 1);
+    assert_eq!(relays[1].stats().dropped_nested, 1);
+}
+
+#[test]
+fn who_is_no_member_any_more_has_no_place() {
+    let t0 = Instant::now();
+    let mut relay = server(RelayLimits::default(), t0);
+    let (_, index) = bind(&mut relay, 1, addr(1, 1), t0);
+    bind(&mut relay, 2, addr(2, 2), t0);
+    assert!(relay.has_news() && !relay.has_news());
+
+    relay.forget(PeerId([1; 32]));
+
+    assert!(relay.has_news());
+    assert_eq!(relay.clients().collect::<Vec<_>>(), [addr(2, 2)]);
+    assert_eq!(
+        relay.handle_datagram(addr(2, 2), &mut wrapped(index, b"x"), t0),
+        Verdict::Drop
+    );
+}
+
+#[test]
+fn the_way_to_a_relay_is_timed() {
+    let t0 = Instant::now();
+    let mut relay = server(RelayLimits::default(), t0);
+    let mut client = RelayClient::new(1, t0);
+    client.set_grants(&[grant(&mut relay, 1, t0)], t0);
+    let mut now = t0;
+    while let Some((to, mut bytes)) = client.poll_transmit() {
+        let verdict = relay.handle_datagram(addr(1, 1), &mut bytes, now);
+        now += Duration::from_millis(30);
+        if let Verdict::Reply(reply) = verdict {
+            client.handle_datagram(to, &reply, now);
+        }
+    }
+    assert_eq!(client.bound()[0].rtt, Some(Duration::from_millis(30)));
+}
+
+proptest! {
+    #[test]
+    fn what_a_relay_sends_is_no_more_than_it_got(steps in proptest::collection::vec(
+        (0..4usize, 0..5usize, 0..1500usize, 0..200u64), 0..200)) {
+        let t0 = Instant::now();
+        let limits = RelayLimits {
+            identity_rate: 100_000,
+            subnet_rate: 150_000,
+            total_rate: 200_000,
+            floor_rate: 1_000,
+            ..RelayLimits::default()
+        };
+        let mut relay = server(limits, t0);
+        let from = [addr(1, 1), addr(1, 2), addr(2, 1), addr(7, 7).beyond(3).unwrap()];
+        let mut places: Vec<u32> = (0..4).map(|n| bind(&mut relay, n as u8, from[n], t0).1).collect();
+        places.push(77); // nobody's
+        let (mut now, mut bytes_in, mut bytes_out) = (t0, 0, 0);
+        for (sender, to, len, wait) in steps {
+            now += Duration::from_millis(wait);
+            let mut datagram = wrapped(places[to], &vec![0; len]);
+            bytes_in += datagram.len() as u64;
+            if let Verdict::Forward(_) = relay.handle_datagram(from[sender], &mut datagram, now) {
+                bytes_out += datagram.len() as u64;
+            }
+        }
+        prop_assert!(bytes_out <= bytes_in);
+        let seconds = (now - t0).as_secs_f64();
+        // Every budget may begin with 64 KiB at once; the floor is each one's own.
+        let most = (limits.total_rate + 4 * limits.floor_rate) as f64 * seconds + 5.0 * 65_536.0;
+        prop_assert!(bytes_out as f64 <= most, "{} in {} s", bytes_out, seconds);
+        prop_assert_eq!(relay.stats().forwarded_bytes, bytes_out);
+        prop_assert_eq!((relay.stats().places, relay.stats().bound), (4, 4));
+    }
 }

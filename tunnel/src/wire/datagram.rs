@@ -1,6 +1,8 @@
 //! The first bytes of a datagram: which of our messages it is, and the header of sealed frames.
 //! Opening it is [`crate::session`]'s work, wrapping for relays [`crate::relay`]'s.
 
+use crate::relay::message::{BOUND, CHALLENGE, CONFIRM, REQUEST};
+use overlay_types::PathAddr;
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -12,12 +14,12 @@ pub const RESPONSE: u8 = 0x81;
 pub const COOKIE_REPLY: u8 = 0x82;
 /// A sealed frame or control message.
 pub const DATA: u8 = 0x84;
-/// First of the relay's own messages: bind.
-pub const RELAY_CONTROL_FIRST: u8 = 0xA0;
-/// Last of the relay's own messages.
-pub const RELAY_CONTROL_LAST: u8 = 0xA3;
-/// A datagram in the relay's wrapper.
-pub const RELAYED: u8 = 0xA4;
+/// In a relay's wrapper, on its way to the relay.
+pub const TO_PLACE: u8 = 0xA4;
+/// In a relay's wrapper, on its way from the relay.
+pub const FROM_PLACE: u8 = 0xA5;
+/// Wrappers around a datagram; deeper ones are dropped.
+pub const WRAPPERS_MAX: usize = 2;
 
 /// Bytes of [`DataHeader`].
 pub const DATA_HEADER_BYTES: usize = 16;
@@ -115,13 +117,14 @@ impl DataHeader {
     }
 }
 
-/// What a relay reads: to the relay `index` names the receiver, from the relay the sender.
+/// A relay's wrapper: to the relay `index` names the receiver, from the relay the sender. The two have types of their own,
+/// so that a node which has a relay and is one never has to guess.
 #[derive(
     FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned, Clone, Copy, PartialEq, Eq, Debug,
 )]
 #[repr(C)]
 pub struct RelayHeader {
-    /// [`RELAYED`].
+    /// [`TO_PLACE`] or [`FROM_PLACE`].
     pub kind: u8,
     /// Zero.
     pub flags: u8,
@@ -130,10 +133,19 @@ pub struct RelayHeader {
 }
 
 impl RelayHeader {
-    /// A wrapper for `index`.
-    pub const fn new(index: u32) -> Self {
+    /// Asks a relay to pass on to place `index`.
+    pub const fn to(index: u32) -> Self {
+        Self::new(TO_PLACE, index)
+    }
+
+    /// Says that place `index` sent it.
+    pub const fn from(index: u32) -> Self {
+        Self::new(FROM_PLACE, index)
+    }
+
+    const fn new(kind: u8, index: u32) -> Self {
         Self {
-            kind: RELAYED,
+            kind,
             flags: 0,
             reserved: U16::ZERO,
             index: U32::new(index),
@@ -143,13 +155,44 @@ impl RelayHeader {
     /// The wrapper at the front of `datagram` and what it wraps.
     pub fn parse(datagram: &[u8]) -> Option<(Self, &[u8])> {
         let (header, inner) = Self::read_from_prefix(datagram).ok()?;
-        (header.kind == RELAYED).then_some((header, inner))
+        matches!(header.kind, TO_PLACE | FROM_PLACE).then_some((header, inner))
     }
 
     /// The number of the receiver, or of the sender.
     pub const fn index(&self) -> u32 {
         self.index.get()
     }
+}
+
+/// Bytes of the wrappers on the way to `path`.
+pub const fn wrapper_bytes(path: PathAddr) -> usize {
+    path.relays() * RELAY_HEADER_BYTES
+}
+
+/// Writes the wrappers on the way to `path` into `head`, which has [`wrapper_bytes`] of room.
+pub fn write_wrappers(path: PathAddr, head: &mut [u8]) {
+    match path {
+        PathAddr::Direct(_) | PathAddr::Punched { .. } => {}
+        PathAddr::Relayed { index, .. } => {
+            head.copy_from_slice(RelayHeader::to(index).as_bytes());
+        }
+        PathAddr::Chained { via, index, .. } => {
+            let (first, second) = head.split_at_mut(RELAY_HEADER_BYTES);
+            first.copy_from_slice(RelayHeader::to(via).as_bytes());
+            second.copy_from_slice(RelayHeader::to(index).as_bytes());
+        }
+    }
+}
+
+/// How many wrappers are around a datagram; it looks at one more than [`WRAPPERS_MAX`].
+pub fn wrappers(mut datagram: &[u8]) -> usize {
+    let mut count = 0;
+    while count <= WRAPPERS_MAX
+        && let Some((_, inner)) = RelayHeader::parse(datagram)
+    {
+        (count, datagram) = (count + 1, inner);
+    }
+    count
 }
 
 /// What a datagram claims to be.
@@ -165,10 +208,14 @@ pub enum DatagramKind {
     CookieReply,
     /// A sealed datagram.
     Data(DataHeader),
-    /// One of the relay's own messages, by its type byte.
-    RelayControl(u8),
-    /// A datagram in the relay's wrapper; the inner one is classified on its own.
-    Relayed(RelayHeader),
+    /// A relay's client asks for its place, or proves its address.
+    RelayRequest,
+    /// A relay answers its client.
+    RelayReply,
+    /// To be passed on by a relay, to this place.
+    ToPlace(RelayHeader),
+    /// Passed on by a relay, from this place; the inner one is classified on its own.
+    FromPlace(RelayHeader),
     /// None of ours: drop and count.
     Unknown,
 }
@@ -183,10 +230,13 @@ pub fn classify(datagram: &[u8]) -> DatagramKind {
         RESPONSE => DatagramKind::Response,
         COOKIE_REPLY => DatagramKind::CookieReply,
         DATA => DataHeader::parse(datagram).map_or(DatagramKind::Unknown, DatagramKind::Data),
-        RELAY_CONTROL_FIRST..=RELAY_CONTROL_LAST => DatagramKind::RelayControl(first),
-        RELAYED => RelayHeader::parse(datagram).map_or(DatagramKind::Unknown, |(header, _)| {
-            DatagramKind::Relayed(header)
-        }),
+        REQUEST | CONFIRM => DatagramKind::RelayRequest,
+        CHALLENGE | BOUND => DatagramKind::RelayReply,
+        TO_PLACE | FROM_PLACE => match RelayHeader::parse(datagram) {
+            Some((header, _)) if first == TO_PLACE => DatagramKind::ToPlace(header),
+            Some((header, _)) => DatagramKind::FromPlace(header),
+            None => DatagramKind::Unknown,
+        },
         0x00..=0x3f if datagram.len() >= 20 && datagram[4..8] == STUN_MAGIC_COOKIE => {
             DatagramKind::Stun
         }
@@ -217,6 +267,27 @@ mod tests {
         .concat();
         datagram[1] = 4;
         assert_eq!(classify(&datagram), DatagramKind::Unknown);
+    }
+
+    #[test]
+    fn the_wrappers_of_a_path_are_as_many_as_its_relays() {
+        let relay = ([192, 0, 2, 1], 7).into();
+        for path in [
+            PathAddr::Direct(relay),
+            PathAddr::Relayed { relay, index: 5 },
+            PathAddr::Chained {
+                relay,
+                via: 5,
+                index: 6,
+            },
+        ] {
+            let mut datagram = vec![0; wrapper_bytes(path)];
+            write_wrappers(path, &mut datagram);
+            datagram.push(INITIATION);
+            assert_eq!(wrappers(&datagram), path.relays());
+        }
+        let deep = [RelayHeader::to(1).as_bytes(); 9].concat();
+        assert_eq!(wrappers(&deep), WRAPPERS_MAX + 1);
     }
 
     proptest! {

@@ -18,6 +18,7 @@ const STATIONS_TOLD: usize = 1024;
 /// One budget per reason to report, so that none starves the others.
 pub(super) struct Limits {
     pub(super) datagrams: TokenBucket,
+    pub(super) relay_requests: TokenBucket,
     pub(super) unknown_sessions: TokenBucket,
     pub(super) heard: TokenBucket,
     pub(super) stations: TokenBucket,
@@ -31,6 +32,7 @@ impl Limits {
         let bucket = || TokenBucket::new(REPORTS_PER_SECOND, REPORT_BURST, now);
         Self {
             datagrams: TokenBucket::new(4 * REPORTS_PER_SECOND, 4 * REPORT_BURST, now),
+            relay_requests: bucket(),
             unknown_sessions: bucket(),
             heard: bucket(),
             stations: bucket(),

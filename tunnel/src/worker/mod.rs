@@ -20,7 +20,7 @@ use crate::{
         self, Judged, Source, Verdict,
         flood::{self, Budgets},
     },
-    wire::datagram::{DatagramKind, LANE_MAX, RELAY_HEADER_BYTES, classify},
+    wire::datagram::{DatagramKind, LANE_MAX, RELAY_HEADER_BYTES, classify, wrappers},
 };
 use lane::Lane;
 use limits::{Limits, StationsTold, TELL_EVERY};
@@ -130,19 +130,76 @@ impl Worker {
         now: Instant,
         out: &mut impl Output,
     ) {
+        let straight = PathAddr::Direct(from);
         match classify(datagram) {
-            DatagramKind::Relayed(header) => {
+            DatagramKind::FromPlace(header) => {
                 let from = PathAddr::Relayed {
                     relay: from,
                     index: header.index(),
                 };
-                self.handle_unwrapped(from, &mut datagram[RELAY_HEADER_BYTES..], now, out);
+                self.handle_relayed(from, &mut datagram[RELAY_HEADER_BYTES..], now, out);
             }
-            DatagramKind::Stun | DatagramKind::RelayControl(_) => {
-                self.state
-                    .pass_to_engine(PathAddr::Direct(from), datagram, now, out);
+            DatagramKind::Stun => self.state.pass_to_engine(straight, datagram, now, out),
+            _ => self.handle_from(straight, datagram, now, out),
+        }
+    }
+
+    /// One relay's wrapper is off.
+    fn handle_relayed(
+        &mut self,
+        from: PathAddr,
+        datagram: &mut [u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        match (classify(datagram), from) {
+            (DatagramKind::FromPlace(header), PathAddr::Relayed { relay, index }) => {
+                let from = PathAddr::Chained {
+                    relay,
+                    via: index,
+                    index: header.index(),
+                };
+                let inner = &mut datagram[RELAY_HEADER_BYTES..];
+                if wrappers(inner) > 0 {
+                    return self.state.count(Counter::DropRelayNested, now);
+                }
+                self.handle_unwrapped(from, inner, now, out);
             }
-            _ => self.handle_unwrapped(PathAddr::Direct(from), datagram, now, out),
+            _ => self.handle_from(from, datagram, now, out),
+        }
+    }
+
+    /// A datagram that came straight or through one relay: what relays and their clients say to each other, or anything else.
+    fn handle_from(
+        &mut self,
+        from: PathAddr,
+        datagram: &mut [u8],
+        now: Instant,
+        out: &mut impl Output,
+    ) {
+        let Self { snapshot, state } = self;
+        let clients = snapshot.relay_clients.as_deref();
+        match classify(datagram) {
+            DatagramKind::RelayReply => state.pass_to_engine(from, datagram, now, out),
+            DatagramKind::RelayRequest if clients.is_some() => {
+                if state.limits.relay_requests.take(now) {
+                    let bytes = datagram.to_vec();
+                    state.report(Report::Datagram { from, bytes }, now, out);
+                } else {
+                    state.count(Counter::DropRelayQueue, now);
+                }
+            }
+            DatagramKind::ToPlace(_)
+                if clients.is_some_and(|known| known.binary_search(&from).is_ok()) =>
+            {
+                if !out.relay(from, datagram) {
+                    state.count(Counter::DropRelayQueue, now);
+                }
+            }
+            DatagramKind::RelayRequest | DatagramKind::ToPlace(_) => {
+                state.count(Counter::DropRelayStranger, now);
+            }
+            _ => self.handle_unwrapped(from, datagram, now, out),
         }
     }
 

@@ -31,6 +31,9 @@ pub trait Output {
     fn deliver(&mut self, port: PortId, frame: &[u8], offload: Offload);
     /// Tell the engine; `false` when its queue is full, which the worker counts.
     fn report(&mut self, report: Report) -> bool;
+    /// Give a datagram to the engine to be passed on to another member; `false` when too many wait, which the worker counts.
+    /// They have a queue of their own, so that nothing of ours waits behind them.
+    fn relay(&mut self, from: PathAddr, datagram: &[u8]) -> bool;
     /// Give a datagram, still sealed, to the worker that owns its lane. `from` says how it came: a relay's wrapper is off.
     fn hand_over(&mut self, worker: u8, from: PathAddr, datagram: &[u8]);
 }

@@ -8,11 +8,10 @@ use crate::{
     split::{self, Fit},
     stats::Counter,
     wire::{
-        datagram::{DATA_HEADER_BYTES, RELAY_HEADER_BYTES, RelayHeader, TAG_BYTES},
+        datagram::{DATA_HEADER_BYTES, TAG_BYTES, wrapper_bytes, write_wrappers},
         extension::{PIECE_HEADER_BYTES, PieceHeader},
     },
 };
-use overlay_types::PathAddr;
 use std::time::Instant;
 use zerocopy::IntoBytes;
 
@@ -180,16 +179,11 @@ impl State {
         if lane.send.prepare() == Err(SealError) {
             return self.count(Counter::DropExhausted, now);
         }
-        let wrapper = match way.path {
-            PathAddr::Relayed { .. } => RELAY_HEADER_BYTES,
-            PathAddr::Direct(_) | PathAddr::Punched { .. } => 0,
-        };
+        let wrapper = wrapper_bytes(way.path);
         let sealed_bytes = DATA_HEADER_BYTES + len + TAG_BYTES;
         let datagram = out.transmit(way.path.into(), wrapper + sealed_bytes);
         let (head, sealed) = datagram.split_at_mut(wrapper);
-        if let PathAddr::Relayed { index, .. } = way.path {
-            head.copy_from_slice(RelayHeader::new(index).as_bytes());
-        }
+        write_wrappers(way.path, head);
         seal(&mut lane.send, sealed);
         lane.traffic.tx_bytes += sealed_bytes as u64;
         lane.traffic.tx_datagrams += 1;

@@ -6,9 +6,11 @@ use crate::{
     session::{Established, Suite},
     snapshot::{PeerView, SessionView, Way},
     switch::testing::*,
+    wire::datagram::{RelayHeader, TO_PLACE},
 };
 use overlay_types::{DhcpMode, MacAddr, PeerId};
 use std::time::Duration;
+use zerocopy::IntoBytes;
 use zeroize::Zeroizing;
 
 #[derive(Default)]
@@ -21,6 +23,7 @@ struct Seen {
     offloads: Vec<Offload>,
     reports: Vec<Report>,
     handed: Vec<(u8, PathAddr, Vec<u8>)>,
+    relayed: Vec<(PathAddr, Vec<u8>)>,
     is_full: bool,
 }
 
@@ -38,6 +41,10 @@ impl Output for Seen {
         if !self.is_full {
             self.reports.push(report);
         }
+        !self.is_full
+    }
+    fn relay(&mut self, from: PathAddr, datagram: &[u8]) -> bool {
+        self.relayed.push((from, datagram.to_vec()));
         !self.is_full
     }
     fn hand_over(&mut self, worker: u8, from: PathAddr, datagram: &[u8]) {
@@ -122,6 +129,7 @@ fn snapshot(sender: bool, path: PathAddr, mtu: u16) -> Arc<Snapshot> {
         networks: vec![view],
         sessions,
         ports,
+        relay_clients: None,
     })
 }
 
@@ -143,9 +151,17 @@ fn send_offloaded(worker: &mut Worker, frame: &[u8], offload: Offload, now: Inst
     seen
 }
 
+/// As a relay passes it on, if it goes through one; the number of the sender is that of the receiver.
+fn passed_on(datagram: &[u8]) -> Vec<u8> {
+    match RelayHeader::parse(datagram) {
+        Some((header, inner)) if header.kind == TO_PLACE => from_place(header.index(), inner),
+        _ => datagram.to_vec(),
+    }
+}
+
 fn receive(worker: &mut Worker, datagram: &[u8], now: Instant) -> Seen {
     let mut seen = Seen::default();
-    worker.handle_datagram(far(), &mut datagram.to_vec(), now, &mut seen);
+    worker.handle_datagram(far(), &mut passed_on(datagram), now, &mut seen);
     seen
 }
 
@@ -283,6 +299,101 @@ fn a_relayed_path_wraps_and_the_wrapper_comes_off() {
             ..
         }
     )));
+}
+
+/// All that was counted, as it was told.
+fn counted(seen: &Seen) -> Counters {
+    let mut sum = Counters::default();
+    for report in &seen.reports {
+        if let Report::Counted(counted) = report {
+            sum.merge(counted);
+        }
+    }
+    sum
+}
+
+fn from_place(index: u32, inner: &[u8]) -> Vec<u8> {
+    [RelayHeader::from(index).as_bytes(), inner].concat()
+}
+
+#[test]
+fn a_path_through_two_relays_has_two_wrappers_and_no_more() {
+    let relay = SocketAddr::from(([203, 0, 113, 1], 3478));
+    let path = PathAddr::Chained {
+        relay,
+        via: 7,
+        index: 8,
+    };
+    let (mut here, mut there, t0) = pair(path, 1472);
+    let (to, datagram) = send(&mut here, &sized_frame(A, B, IP_A, IP_B, 500), t0)
+        .datagrams
+        .remove(0);
+    let wrappers = [RelayHeader::to(7).as_bytes(), RelayHeader::to(8).as_bytes()].concat();
+    assert_eq!((to, &datagram[..16]), (relay, &wrappers[..]));
+
+    let sealed = &datagram[16..];
+    let deep = from_place(7, &from_place(8, &from_place(9, sealed)));
+    let mut got = Seen::default();
+    there.handle_datagram(far(), &mut deep.clone(), t0, &mut got);
+    there.handle_timeout(t0 + Duration::from_secs(1), &mut got);
+    assert!(got.frames.is_empty());
+    assert_eq!(counted(&got).get(Counter::DropRelayNested), 1);
+
+    let got = receive(&mut there, &from_place(7, &from_place(8, sealed)), t0);
+    assert_eq!(got.frames.len(), 1);
+    let heard = |r: &Report| matches!(r, Report::Heard { from, .. } if *from == PathAddr::Chained { relay: far(), via: 7, index: 8 });
+    assert!(got.reports.iter().any(heard));
+}
+
+#[test]
+fn only_clients_of_our_relay_have_anything_passed_on() {
+    let (client, far_client) = (
+        PathAddr::Direct(far()),
+        PathAddr::Direct(far()).beyond(5).unwrap(),
+    );
+    let wrapped = [RelayHeader::to(3).as_bytes(), b"sealed"].concat();
+    let nested = from_place(5, &wrapped);
+    let asked = crate::relay::message::Message::new(0xA0, 3, 1, [0; 16], &[1; 32]).to_bytes();
+    for (clients, passed, asks) in [
+        (None, 0, 0),
+        (Some(vec![]), 0, 1),
+        (Some(vec![client]), 1, 1),
+        (Some(vec![client, far_client]), 2, 1),
+    ] {
+        let (mut here, _, t0) = pair(client, 1472);
+        let mut picture = snapshot(false, client, 1472);
+        Arc::get_mut(&mut picture).unwrap().relay_clients = clients;
+        here.set_snapshot(picture);
+        let mut got = Seen::default();
+        for datagram in [&wrapped[..], &nested, &asked] {
+            here.handle_datagram(far(), &mut datagram.to_vec(), t0, &mut got);
+        }
+        here.handle_timeout(t0 + Duration::from_secs(1), &mut got);
+        assert_eq!(got.relayed.len(), passed);
+        assert!(got.relayed.iter().all(|(_, bytes)| *bytes == wrapped));
+        let told = |r: &&Report| matches!(r, Report::Datagram { .. });
+        assert_eq!(got.reports.iter().filter(told).count(), asks);
+        let dropped = counted(&got).get(Counter::DropRelayStranger);
+        assert_eq!(dropped as usize, 3 - passed - asks);
+    }
+}
+
+#[test]
+fn a_full_queue_of_relayed_datagrams_is_counted() {
+    let client = PathAddr::Direct(far());
+    let (mut here, _, t0) = pair(client, 1472);
+    let mut picture = snapshot(false, client, 1472);
+    Arc::get_mut(&mut picture).unwrap().relay_clients = Some(vec![client]);
+    here.set_snapshot(picture);
+    let mut got = Seen {
+        is_full: true,
+        ..Seen::default()
+    };
+    let mut wrapped = [RelayHeader::to(3).as_bytes(), b"sealed"].concat();
+    here.handle_datagram(far(), &mut wrapped, t0, &mut got);
+    got.is_full = false;
+    here.handle_timeout(t0 + Duration::from_secs(1), &mut got);
+    assert_eq!(counted(&got).get(Counter::DropRelayQueue), 1);
 }
 
 #[test]
@@ -448,7 +559,7 @@ fn super_frame(kind: SegmentationKind, payload_bytes: usize, size: u16) -> (Vec<
 fn receive_all(worker: &mut Worker, datagrams: &[(SocketAddr, Vec<u8>)], now: Instant) -> Seen {
     let mut seen = Seen::default();
     for (_, datagram) in datagrams {
-        worker.handle_datagram(far(), &mut datagram.clone(), now, &mut seen);
+        worker.handle_datagram(far(), &mut passed_on(datagram), now, &mut seen);
     }
     worker.end_turn(now, &mut seen);
     seen

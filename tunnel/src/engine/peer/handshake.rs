@@ -238,7 +238,7 @@ impl Peer {
         if tries >= TRIES_MAX {
             self.give_up(ctx, now);
         }
-        if tries < TRIES_MAX || self.eager {
+        if tries < TRIES_MAX || self.is_kept() {
             self.initiate(local, tries, ctx, now);
         }
     }

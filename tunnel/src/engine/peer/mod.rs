@@ -14,15 +14,17 @@ use super::{
     context::{Context, PeerKey},
     message::{DownReason, Event, PeerStats},
     network::Local,
+    relays::{Given, MemberView},
 };
 use crate::{
     path::{ControlMessage, PathAgent, PathEvent, PathTransmit, SocketWish},
+    relay::RelayFull,
     session::{Cookie, LastTimestamp, SessionSlot},
     snapshot::Way,
-    wire::datagram::RELAY_HEADER_BYTES,
+    wire::datagram::wrapper_bytes,
     worker::Traffic,
 };
-use overlay_types::{Candidate, DataKeys, PathAddr};
+use overlay_types::{Candidate, DataKeys, PathAddr, PeerId};
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
@@ -48,6 +50,7 @@ pub(super) struct Peer {
     pub(super) keys: DataKeys,
     pub(super) candidates: Vec<Candidate>,
     pub(super) eager: bool,
+    relays_for_us: bool,
     pub(super) agent: PathAgent,
     handshake: Handshake,
     /// Frames leave over this one.
@@ -72,6 +75,11 @@ pub(super) struct Peer {
     way_told: Option<Way>,
     wants_renewal: bool,
     deadline: Option<Instant>,
+    /// The answer to our question for a place at its relay, until the engine takes it.
+    place_told: Option<Option<Given>>,
+    /// Whether its path, its ways in or its word on relaying changed, until the engine knows.
+    has_moved: bool,
+    is_new_session: bool,
 }
 
 impl Peer {
@@ -81,6 +89,7 @@ impl Peer {
             keys,
             candidates: Vec::new(),
             eager: false,
+            relays_for_us: false,
             agent,
             handshake: Handshake::Idle,
             current: None,
@@ -99,6 +108,9 @@ impl Peer {
             way_told: None,
             wants_renewal: false,
             deadline: None,
+            place_told: None,
+            has_moved: false,
+            is_new_session: false,
         }
     }
 
@@ -150,13 +162,32 @@ impl Peer {
                     });
                 }
             }
+            Some(ControlMessage::RelayAsk) => {
+                let answer = match &mut ctx.relay {
+                    None => ControlMessage::RelayRefused { is_full: false },
+                    Some(relay) => match relay.allocate(self.key.1, now) {
+                        Ok((index, key)) => ControlMessage::RelayPlace { index, key },
+                        Err(RelayFull) => ControlMessage::RelayRefused { is_full: true },
+                    },
+                };
+                if self.agent.afford(from, &answer, None) {
+                    self.send_control(from, Some(&answer), None, ctx);
+                }
+            }
+            Some(ControlMessage::RelayPlace { index, key }) => {
+                self.place_told = Some(Some((index, key)));
+            }
+            Some(ControlMessage::RelayRefused { .. }) => self.place_told = Some(None),
             Some(ControlMessage::Bye) => {
                 self.end_sessions(DownReason::Bye, ctx, now);
-                if self.eager {
+                if self.is_kept() {
                     self.want_handshake(now + BYE_PAUSE);
                 }
             }
-            Some(message) => self.agent.handle_control(from, message, now),
+            Some(message) => {
+                self.has_moved |= matches!(message, ControlMessage::Candidates { .. });
+                self.agent.handle_control(from, message, now);
+            }
         }
     }
 
@@ -183,12 +214,8 @@ impl Peer {
     pub(super) fn count_received(&mut self, from: PathAddr, bytes: usize) {
         self.totals.rx_bytes += bytes as u64;
         self.totals.rx_datagrams += 1;
-        let wrapper = match from {
-            PathAddr::Relayed { .. } => RELAY_HEADER_BYTES,
-            PathAddr::Direct(_) | PathAddr::Punched { .. } => 0,
-        };
         self.agent
-            .count_received((bytes + wrapper + HEADERS_BYTES) as u64);
+            .count_received((bytes + wrapper_bytes(from) + HEADERS_BYTES) as u64);
     }
 
     /// A frame came over the control lane; if nothing else does, a keepalive says that we live.
@@ -257,6 +284,7 @@ impl Peer {
         let is_proven = responded_to == Some(from);
         self.agent.handle_session_up(from, is_proven, now);
         self.is_suspect = false;
+        self.is_new_session = true;
         if !was_up {
             let (network, peer) = self.key;
             ctx.tell(Event::SessionUp { network, peer });
@@ -355,14 +383,33 @@ impl Peer {
                 DownReason::Idle
             };
             self.end_sessions(reason, ctx, now);
-            if self.eager {
+            if self.is_kept() {
                 self.want_handshake_seldom(now);
             }
         }
     }
 
+    /// Whether its session is kept up without traffic.
+    fn is_kept(&self) -> bool {
+        self.eager || self.relays_for_us
+    }
+
+    /// Says whether its session is kept up without traffic.
+    pub(super) fn set_eager(&mut self, eager: bool) {
+        self.eager = eager;
+        self.agent.set_eager(self.is_kept());
+    }
+
+    /// Says whether we have a place at its relay, or ask for one.
+    pub(super) fn set_relays_for_us(&mut self, does: bool) {
+        if does != self.relays_for_us {
+            self.relays_for_us = does;
+            self.agent.set_eager(self.is_kept());
+        }
+    }
+
     fn is_wanted(&self, now: Instant) -> bool {
-        self.eager
+        self.is_kept()
             || self
                 .data_at
                 .is_some_and(|at| now.saturating_duration_since(at) < IN_USE)
@@ -370,8 +417,11 @@ impl Peer {
 
     /// Sends what the path agent wants sent, passes on what it says, and sets the timer anew. To be called after every change.
     pub(super) fn settle(&mut self, ctx: &mut Context, now: Instant) -> Settled {
-        let mut settled = Settled::default();
         let (network, peer) = self.key;
+        let mut settled = Settled {
+            place: self.place_told.take().map(|place| (self.key, place)),
+            ..Settled::default()
+        };
         loop {
             if let Some(PathTransmit { to, msg, pad_to }) = self.agent.poll_transmit() {
                 if self.current.is_some() {
@@ -406,9 +456,12 @@ impl Peer {
                 break;
             }
         }
+        settled.session_up = std::mem::take(&mut self.is_new_session).then_some(peer);
+        settled.has_moved = std::mem::take(&mut self.has_moved);
         self.flush_waiting(ctx, now);
         let way = self.way();
         if way != self.way_told {
+            settled.has_moved |= way.map(|way| way.path) != self.way_told.map(|way| way.path);
             if self.way_told.is_none() {
                 self.unplan_handshake();
                 self.repeat_pings(ctx);
@@ -450,6 +503,24 @@ impl Peer {
         }
     }
 
+    /// As far as relays are concerned.
+    pub(super) fn as_relay(&self) -> MemberView {
+        let path = self.agent.current().filter(|_| self.current.is_some());
+        let is_sought = path.is_some() || !self.handshake.is_idle();
+        let is_direct = path.is_some_and(|view| view.addr.relays() == 0);
+        MemberView {
+            key: self.key,
+            offer: self.agent.relay_offer(),
+            path: path.map(|view| (view.addr, view.rtt)),
+            needs: if is_sought && !is_direct {
+                self.agent.remote_relays()
+            } else {
+                Vec::new()
+            },
+            through: path.and_then(|view| self.agent.relay_of(view.addr)),
+        }
+    }
+
     pub(super) fn stats(&self, now: Instant) -> PeerStats {
         let (network, peer) = self.key;
         PeerStats {
@@ -457,6 +528,10 @@ impl Peer {
             peer,
             session: self.current.is_some(),
             path: self.agent.current().filter(|_| self.current.is_some()),
+            via: self
+                .agent
+                .current()
+                .and_then(|view| self.agent.relay_of(view.addr)),
             passage: self.agent.passage(),
             tx_bytes: self.totals.tx_bytes,
             rx_bytes: self.totals.rx_bytes,
@@ -479,6 +554,12 @@ pub(super) struct Settled {
     pub(super) observed: Option<std::net::SocketAddr>,
     /// Sockets of which STUN servers are to say where they see them.
     pub(super) samples: Vec<u16>,
+    /// What it answered to our question for a place at its relay.
+    pub(super) place: Option<(PeerKey, Option<Given>)>,
+    /// Whose session is a new one.
+    pub(super) session_up: Option<PeerId>,
+    /// Its path, its ways in or its word on relaying changed.
+    pub(super) has_moved: bool,
 }
 
 fn release(live: Option<Live>, ctx: &mut Context) {

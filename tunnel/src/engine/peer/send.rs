@@ -99,6 +99,13 @@ impl Peer {
         ctx.send_buf(to);
     }
 
+    /// Asks for a place at its relay.
+    pub(in crate::engine) fn ask_for_place(&mut self, ctx: &mut Context) {
+        if let Some(view) = self.agent.current() {
+            self.send_control(view.addr, Some(&ControlMessage::RelayAsk), None, ctx);
+        }
+    }
+
     /// One echo; the answer comes as an event.
     pub(in crate::engine) fn ping(&mut self, id: u64, ctx: &mut Context, now: Instant) {
         if self.pings.len() == PINGS_MAX {

@@ -1,3 +1,4 @@
 mod frames;
+mod relays;
 mod sessions;
 mod world;

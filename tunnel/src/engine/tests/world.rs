@@ -7,6 +7,7 @@ use crate::{
     snapshot::Snapshot,
     stats::Counters,
     switch::testing::*,
+    wire::datagram::RelayHeader,
     worker::{Hop, Output, Report, Worker},
 };
 use overlay_types::{
@@ -17,11 +18,12 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use sha2::{Digest, Sha256};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
+use zerocopy::IntoBytes;
 use zeroize::Zeroizing;
 
 pub(super) const NET: NetworkId = NetworkId([9; 32]);
@@ -56,6 +58,7 @@ struct Outbox {
     frames: Vec<(PortId, Vec<u8>)>,
     reports: Vec<Report>,
     handed: Vec<(u8, PathAddr, Vec<u8>)>,
+    relayed: Vec<(PathAddr, Vec<u8>)>,
 }
 
 impl Output for Outbox {
@@ -68,6 +71,10 @@ impl Output for Outbox {
     }
     fn report(&mut self, report: Report) -> bool {
         self.reports.push(report);
+        true
+    }
+    fn relay(&mut self, from: PathAddr, datagram: &[u8]) -> bool {
+        self.relayed.push((from, datagram.to_vec()));
         true
     }
     fn hand_over(&mut self, worker: u8, from: PathAddr, datagram: &[u8]) {
@@ -103,6 +110,8 @@ pub(super) struct World {
     pub(super) spoofed: Option<SocketAddr>,
     /// Nodes reach only the relay, never each other.
     pub(super) relay_only: bool,
+    /// These two do not reach each other.
+    pub(super) apart: BTreeSet<(usize, usize)>,
 }
 
 pub(super) fn keys(node: usize) -> LocalKeys {
@@ -133,6 +142,7 @@ impl World {
             dhcp: DhcpMode::Overlay,
             eager: true,
             relay_only: false,
+            apart: BTreeSet::new(),
             spoofed: None,
         };
         for node in 0..nodes {
@@ -293,6 +303,9 @@ impl World {
                 worker.handle_unwrapped(from, &mut bytes, now, &mut out);
                 worker.end_turn(now, &mut out);
             }
+            for (from, bytes) in std::mem::take(&mut out.relayed) {
+                n.engine.handle_to_place(from, bytes, now);
+            }
             for report in std::mem::take(&mut out.reports) {
                 n.engine.handle_report(report, now);
             }
@@ -331,7 +344,8 @@ impl World {
         if let Some(recorded) = &mut self.recorded {
             recorded.push((from, to, bytes.clone()));
         }
-        let is_blocked = self.relay_only && to != relay();
+        let is_apart = |n: usize| addr(n) == to && self.are_apart(node, n);
+        let is_blocked = (self.relay_only && to != relay()) || (0..self.nodes.len()).any(is_apart);
         let is_lost = self.rng.random_bool(self.loss) || bytes.len() > self.mtu || is_blocked;
         if !is_lost {
             self.wire
@@ -339,10 +353,21 @@ impl World {
         }
     }
 
+    fn are_apart(&self, a: usize, b: usize) -> bool {
+        self.apart.contains(&(a.min(b), a.max(b)))
+    }
+
+    /// A node reaches nobody any more.
+    pub(super) fn cut_off(&mut self, node: usize) {
+        let others = (0..self.nodes.len()).filter(|&other| other != node);
+        self.apart
+            .extend(others.map(|other| (node.min(other), node.max(other))));
+    }
+
     fn relay(&mut self, from: SocketAddr, mut bytes: Vec<u8>) {
         let sender = (0..self.nodes.len()).find(|&n| addr(n) == from).unwrap();
         let receiver = u32::from_be_bytes(bytes[4..8].try_into().unwrap()) as usize;
-        bytes[4..8].copy_from_slice(&(sender as u32).to_be_bytes());
+        bytes[..8].copy_from_slice(RelayHeader::from(sender as u32).as_bytes());
         self.sent += 1;
         self.wire.insert(
             (self.now + DELAY, self.sent),

@@ -80,6 +80,7 @@ fn message() -> impl Strategy<Value = ControlMessage> {
                 punch: true,
                 nat,
                 list,
+                relays: RelayOffer::Open,
             }
         }),
         (any::<u32>(), socket_addr()).prop_map(|(number, base)| ControlMessage::Foretold {

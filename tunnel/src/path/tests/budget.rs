@@ -42,6 +42,7 @@ fn spend(ours: NatBehaviour, theirs: NatBehaviour, span: Duration) -> Spent {
         punch: false,
         nat: theirs,
         list: vec![Candidate::Reflexive(outside)],
+        relays: RelayOffer::None,
     };
     agent.handle_control(relay, list, now);
     let mut traffic_at = now;
@@ -144,6 +145,7 @@ fn a_flood_of_requests_is_answered_at_its_own_pace() {
                 punch,
                 nat,
                 list,
+                relays: RelayOffer::None,
             },
             ControlMessage::Foretold {
                 number: n,

@@ -209,6 +209,7 @@ impl World {
                     DELAY * 2,
                 )
             }
+            PathAddr::Chained { .. } => return, // there is no second relay behind one
             PathAddr::Direct(addr) | PathAddr::Punched { addr, .. } => {
                 let in_lan = self.same_lan && addr == self.sides[other].inside;
                 let source = if in_lan {
@@ -225,11 +226,7 @@ impl World {
                 )
             }
         };
-        let wrapper = if matches!(to, PathAddr::Relayed { .. }) {
-            8
-        } else {
-            0
-        };
+        let wrapper = crate::wire::datagram::wrapper_bytes(to) as u16;
         if size + wrapper <= self.carries {
             self.sequence += 1;
             self.queue.insert(
@@ -679,7 +676,7 @@ mod any_input {
                     1 => agent.handle_session_down(now),
                     2 => agent.handle_received(addr, now),
                     3 => agent.set_remote_candidates(&list, now),
-                    4 => agent.handle_control(addr, ControlMessage::Candidates { generation: u32::from(n), punch: true, nat: NatBehaviour::default(), list }, now),
+                    4 => agent.handle_control(addr, ControlMessage::Candidates { generation: u32::from(n), punch: true, nat: NatBehaviour::default(), list, relays: RelayOffer::None }, now),
                     5 => agent.note_traffic(now),
                     6 => if let Some(id) = asked.pop() {
                         agent.handle_control(addr, ControlMessage::Pong { id, observed: None }, now);
