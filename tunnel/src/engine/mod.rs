@@ -600,7 +600,7 @@ impl Engine {
     /// The network under us is another one: asks STUN servers, relays and peers whether they still reach us, and where.
     fn start_over(&mut self, now: Instant) {
         self.stun.start_over(now);
-        self.relays.client.refresh(now);
+        self.relays.client.start_over(now);
         self.refreshed_at = Some(now);
         let of = |(id, network): (&NetworkId, &Network)| {
             let peers = network.peers.keys();

@@ -190,6 +190,8 @@ pub struct PathAgent {
     keepalive: Duration,
     keepalive_at: Option<Instant>,
     roam_check_after: Option<Instant>,
+    /// The path in use is doubted because the peer seems to have moved.
+    doubts_a_move: bool,
     announced: Option<PathView>,
     observed: VecDeque<SocketAddr>,
     transmits: VecDeque<PathTransmit>,
@@ -224,6 +226,7 @@ impl PathAgent {
             keepalive: KEEPALIVE,
             keepalive_at: None,
             roam_check_after: None,
+            doubts_a_move: false,
             announced: None,
             observed: VecDeque::new(),
             transmits: VecDeque::new(),

@@ -22,7 +22,7 @@ impl PathAgent {
         };
         let (old, new) = (&self.paths[&current], &self.paths[&addr]);
         if addr == current {
-            if self.watch.take().is_some() {
+            if self.watch.take().is_some() && std::mem::take(&mut self.doubts_a_move) {
                 self.roam_check_after = Some(now + ROAM_CHECK_EVERY);
             }
             self.unanswered_since = None;
@@ -44,6 +44,7 @@ impl PathAgent {
         {
             self.switch_to(addr, now);
         } else if self.suggests_a_move(addr, now) {
+            self.doubts_a_move = true;
             self.doubt(now);
         }
     }
@@ -146,6 +147,7 @@ impl PathAgent {
         (self.current, self.first) = (Some(addr), None);
         self.stats.changes += 1;
         self.watch = None;
+        self.doubts_a_move = false;
         self.unanswered_since = None;
         self.refresh_keepalive(now);
         self.announce();

@@ -97,12 +97,21 @@ impl RelayClient {
         self.handle_timeout(now);
     }
 
-    /// Bind again at once: the network under us changed.
+    /// Ask now whether we are still bound: something seems to be wrong. Where that is being asked, it goes on, so that a relay
+    /// which does not answer is lost in the end.
     pub fn refresh(&mut self, now: Instant) {
-        for place in &mut self.places {
-            (place.nonce, place.tries, place.next_at) = (self.rng.random(), 0, now);
+        for place in self.places.iter_mut().filter(|place| place.tries == 0) {
+            (place.nonce, place.next_at) = (self.rng.random(), now);
         }
         self.handle_timeout(now);
+    }
+
+    /// Bind again from the beginning: the network under us is another one.
+    pub fn start_over(&mut self, now: Instant) {
+        for place in &mut self.places {
+            place.tries = 0;
+        }
+        self.refresh(now);
     }
 
     /// A relay's answer (0xA1 or 0xA3) arrived on the data port, perhaps through another relay.

@@ -138,7 +138,7 @@ fn an_old_confirmation_does_not_bring_an_old_address_back() {
         relay.handle_datagram(addr(1, 1), &mut confirm, t0),
         Verdict::Reply(_)
     ));
-    client.refresh(t0);
+    client.start_over(t0);
     exchange(&mut client, &mut relay, addr(4, 4), t0); // moved
     assert_eq!(
         relay.handle_datagram(addr(1, 1), &mut confirm, t0),
@@ -183,6 +183,22 @@ fn a_relay_that_stops_answering_is_lost_in_seconds_and_found_again() {
     a.handle_timeout(now);
     exchange(&mut a, &mut relay, addr(1, 1), now);
     assert_eq!(a.bound().len(), 1);
+}
+
+#[test]
+fn a_relay_that_is_asked_for_all_the_time_is_lost_as_soon() {
+    let t0 = Instant::now();
+    let mut relay = server(RelayLimits::default(), t0);
+    let (mut a, _) = bind(&mut relay, 1, addr(1, 1), t0);
+    a.poll_event();
+    let mut now = t0;
+    while !matches!(a.poll_event(), Some(RelayEvent::Lost(_))) {
+        now += Duration::from_millis(500);
+        a.refresh(now); // paths through it fail
+        while a.poll_transmit().is_some() {}
+        assert!(now - t0 < Duration::from_secs(12), "it is never lost");
+    }
+    assert!(a.bound().is_empty());
 }
 
 #[test]
