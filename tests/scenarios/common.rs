@@ -49,7 +49,8 @@ pub(crate) fn start_all(overlay: &mut Overlay) {
 /// Seeds of each story, if `FARLAN_SEEDS` does not ask for more.
 const SEEDS: u64 = 40;
 
-fn seeds() -> u64 {
+/// How many seeds a story is told with.
+pub(crate) fn seeds() -> u64 {
     match std::env::var("FARLAN_SEEDS") {
         Ok(text) => text.parse().expect("FARLAN_SEEDS is a number"),
         Err(_) => SEEDS,

@@ -1,22 +1,12 @@
 //! Members that relay for each other where no fabric node does.
 
-use crate::common::{SECOND, seed, start_all};
+use crate::common::{SECOND, seed, seeds, start_all};
 use overlay_types::PathKind;
 use sim::{link::LinkKind, member::MemberId, nat::NatKind, overlay::Overlay};
 use std::time::Duration;
 
-/// Seeds of each story, if `FARLAN_SEEDS` does not ask for more.
-const SEEDS: u64 = 20;
-
 /// How often a station pings while it is watched for gaps.
 const PING_EVERY: Duration = Duration::from_millis(50);
-
-fn seeds() -> u64 {
-    match std::env::var("FARLAN_SEEDS") {
-        Ok(text) => text.parse().expect("FARLAN_SEEDS is a number"),
-        Err(_) => SEEDS,
-    }
-}
 
 /// A network whose fabric nodes do not relay, with members behind these NATs beside its owner, who has a public address.
 fn without_fabric_relays(own_seed: u64, nats: &[Option<NatKind>]) -> (Overlay, Vec<MemberId>) {

@@ -119,6 +119,7 @@ impl Crowd {
     fn gathered(plan: Plan) -> Self {
         let fresh = (plan.members as f64 * plan.churn_per_hour).ceil() as usize;
         let mut overlay = Overlay::of_size(plan.seed, plan.relays, plan.members + fresh + 250);
+        overlay.terms.members_relay = false; // what is asked is what the fabric's relays, of which some are lost, are good for
         for host in overlay.infrastructure().to_vec() {
             let place = somewhere(&mut overlay);
             overlay.world.set_place(host, place);
@@ -442,8 +443,12 @@ impl Crowd {
 
     fn judge_way(&self, way: PathAddr, from: MemberId, to: MemberId) -> Way {
         match way {
-            PathAddr::Relayed { relay, .. } if relay.ip().is_loopback() => Way::Stream,
-            PathAddr::Relayed { .. } => Way::Relay,
+            PathAddr::Relayed { relay, .. } | PathAddr::Chained { relay, .. }
+                if relay.ip().is_loopback() =>
+            {
+                Way::Stream
+            }
+            PathAddr::Relayed { .. } | PathAddr::Chained { .. } => Way::Relay,
             PathAddr::Direct(addr) if addr.is_ipv6() => Way::Six,
             PathAddr::Direct(addr)
                 if self.overlay.world.address(self.overlay.member(to).host) == addr
