@@ -106,6 +106,15 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say by which path two nodes reach each other, and what would make it better
+    Why {
+        /// A name, an address or a node id; with one of them, the way from this node
+        #[arg(num_args = 1..=2, required = true, value_name = "NODE")]
+        targets: Vec<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Put the LAN behind an interface on the network
     #[command(subcommand)]
     Lan(Lan),

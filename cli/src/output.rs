@@ -10,6 +10,12 @@ use std::{
 /// Narrower than this, a table is not squeezed further.
 const WIDTH_MIN: u16 = 40;
 
+/// Where there is no terminal, text is as wide as one usually is.
+const WIDTH_DEFAULT: usize = 80;
+
+/// Longer lines of text are hard to read.
+const READABLE: usize = 100;
+
 /// From here on there is room for wider gaps between columns.
 const WIDE: u16 = 100;
 
@@ -17,6 +23,30 @@ const WIDE: u16 = 100;
 pub(crate) fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+/// Prints a paragraph in the terminal's width, its first line after `mark` and the others below.
+pub(crate) fn say_paragraph(mark: &str, text: &str) {
+    let terminal = Table::new().width().map_or(WIDTH_DEFAULT, usize::from);
+    say(&paragraph(mark, text, terminal.min(READABLE)));
+}
+
+fn paragraph(mark: &str, text: &str, width: usize) -> String {
+    let indent = " ".repeat(mark.chars().count());
+    let (mut lines, mut line) = (Vec::new(), mark.to_owned());
+    let mut is_empty = true;
+    for word in text.split_whitespace() {
+        let gap = usize::from(!is_empty);
+        if !is_empty && line.chars().count() + gap + word.chars().count() > width {
+            lines.push(std::mem::replace(&mut line, indent.clone()));
+        } else if !is_empty {
+            line.push(' ');
+        }
+        line.push_str(word);
+        is_empty = false;
+    }
+    lines.push(line);
+    lines.join("\n")
 }
 
 /// Prints a note for people on standard error, where it does not disturb what scripts read.
@@ -168,6 +198,14 @@ mod tests {
             explain(&cause),
             "cannot start: cannot read it: no such file"
         );
+    }
+
+    #[test]
+    fn a_paragraph_is_broken_between_words_and_hangs_from_its_mark() {
+        let text = "one two three four";
+        assert_eq!(paragraph("- ", text, 9), "- one two\n  three\n  four");
+        assert_eq!(paragraph("", text, 80), text);
+        assert_eq!(paragraph("  ", "verylongword x", 6), "  verylongword\n  x");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::membership::MembershipCert;
 use crate::network::{Genesis, NetworkSecret, SignedDocument};
 use crate::record::{ControlPoint, NodeRecord};
 use crate::signed::Signed;
-use overlay_types::{Name, NetworkId, PeerId};
+use overlay_types::{Name, NetworkId, PeerId, why::View};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
@@ -90,6 +90,15 @@ pub enum Request {
         /// The version I have.
         after: u64,
     },
+    /// To a member, from a member: how do you see the way to this one?
+    View {
+        /// Which network.
+        network: NetworkId,
+        /// Why I may ask.
+        membership: Box<MembershipCert>,
+        /// The way to whom.
+        peer: PeerId,
+    },
 }
 
 /// An answer.
@@ -119,6 +128,8 @@ pub enum Response {
     NotHere,
     /// Too much to do.
     Busy,
+    /// To [`Request::View`]; check that it [is sound](View::is_sound).
+    View(Box<View>),
 }
 
 /// The UDP services of a fabric node.
@@ -244,6 +255,11 @@ mod tests {
                 membership: Box::new(membership.clone()),
                 since: 3,
             },
+            Request::View {
+                network,
+                membership: Box::new(membership.clone()),
+                peer: lab.owner.peer_id(),
+            },
         ] {
             assert_eq!(Request::decode(&request.encode()), Ok(request));
         }
@@ -266,8 +282,53 @@ mod tests {
             Response::Admitted(Box::new(admission)),
             Response::Lease(Box::new(Reply::Lease(cert))),
             Response::Refused(Refusal::Starting),
+            Response::View(Box::new(full_view(peer.peer_id()))),
         ] {
             assert_eq!(Response::decode(&response.encode()), Ok(response));
+        }
+    }
+
+    /// As large as it may be.
+    fn full_view(relay: PeerId) -> View {
+        use overlay_types::why::{
+            Outcome, RELAYS_MAX, RelayPlace, Site, TRIED_MAX, Tried, WAYS_IN_MAX, Way, WayIn,
+            WayKind,
+        };
+        let (addr, relay) = ("[2001:db8::1]:40000".parse().unwrap(), Some(relay));
+        let (kind, most) = (WayKind::Relayed, Some(u64::MAX));
+        let way_in = WayIn { kind, addr, relay };
+        let tried = Tried {
+            kind,
+            to: addr,
+            relay,
+            by_stream: true,
+            socket: u16::MAX,
+            probes: u32::MAX,
+            answers: u32::MAX,
+            withheld: u32::MAX,
+            first_ms: most,
+            last_ms: most,
+            answered_ms: most,
+            failed_ms: most,
+            rtt_us: most,
+            answered_from: Some(addr),
+            outcome: Outcome::Lost,
+        };
+        let place = RelayPlace {
+            relay: relay.unwrap(),
+            addr,
+            by: overlay_types::why::Carriage::Ssh,
+        };
+        View {
+            site: Site {
+                ways_in: vec![way_in; WAYS_IN_MAX],
+                relays: vec![place; RELAYS_MAX],
+                ..Site::default()
+            },
+            way: Way {
+                tried: vec![tried; TRIED_MAX],
+                ..Way::default()
+            },
         }
     }
 

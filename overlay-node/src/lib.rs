@@ -11,3 +11,4 @@ pub mod node;
 pub mod portmap;
 pub mod state;
 pub mod stream;
+pub mod why;

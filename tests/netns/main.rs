@@ -28,3 +28,4 @@ mod static_peers;
 mod streams;
 mod super_frames;
 mod symmetric;
+mod why;

@@ -5,6 +5,7 @@ mod guests;
 mod networks;
 mod nodes;
 mod run;
+mod why;
 
 use crate::{
     args::{Args, Command, Deploy},
@@ -51,6 +52,7 @@ pub(crate) async fn run(typed: Args) -> anyhow::Result<()> {
             )
             .await
         }
+        Command::Why { targets, json } => why::why(&Client::new(global)?, &targets, json).await,
         Command::Deploy(Deploy::Apply(flags)) => deploy::apply(global, flags).await,
     }
 }

@@ -14,6 +14,7 @@ use overlay_types::api::{
     LeaseStatus, LeaveNetwork, NetworkStatus, PeerStatus, Ping, Pong, PortStatus, RemovePort,
     Status,
 };
+use overlay_types::why::{Explanation, Why};
 use std::future::Future;
 
 /// What a node answers; the error is one line that says what happened, why, and what to do next.
@@ -61,6 +62,12 @@ pub trait NodeApi: NodeControl {
         network: Option<Name>,
         request: Ping,
     ) -> impl Future<Output = Answer<Pong>> + Send;
+    /// Why two members, of which one may be this node, reach each other as they do.
+    fn why(
+        &self,
+        network: Option<Name>,
+        request: Why,
+    ) -> impl Future<Output = Answer<Explanation>> + Send;
     /// This node's ports; of all networks when none is named.
     fn ports(&self, network: Option<Name>) -> impl Future<Output = Answer<Vec<PortStatus>>> + Send;
     /// Plugs a guest in.

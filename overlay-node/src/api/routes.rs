@@ -14,6 +14,7 @@ use overlay_types::{
         AddPort, ApiError, AttachLan, CreateInvite, CreateNetwork, JoinNetwork, LeaveNetwork, Ping,
         RemovePort,
     },
+    why::Why,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::sync::Arc;
@@ -31,6 +32,7 @@ pub(super) fn member<A: NodeApi>(api: Arc<A>) -> Router {
         .route("/v1/peers", get(peers::<A>))
         .route("/v1/leases", get(leases::<A>))
         .route("/v1/ping", post(ping::<A>))
+        .route("/v1/why", post(why::<A>))
         .route("/v1/ports", get(ports::<A>).post(add_port::<A>))
         .route("/v1/ports/remove", post(remove_port::<A>))
         .route("/v1/lan", get(lans::<A>))
@@ -117,6 +119,14 @@ async fn ping<A: NodeApi>(
     Body(request): Body<Ping>,
 ) -> Response {
     respond(api.ping(network, request).await)
+}
+
+async fn why<A: NodeApi>(
+    State(api): Api<A>,
+    Scope(network): Scope,
+    Body(request): Body<Why>,
+) -> Response {
+    respond(api.why(network, request).await)
 }
 
 async fn ports<A: NodeApi>(State(api): Api<A>, Scope(network): Scope) -> Response {

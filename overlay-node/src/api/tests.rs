@@ -99,6 +99,13 @@ impl NodeApi for Parrot {
     fn ping(&self, network: Option<Name>, _: Ping) -> impl Future<Output = Answer<Pong>> + Send {
         std::future::ready(refused(network))
     }
+    fn why(
+        &self,
+        network: Option<Name>,
+        _: Why,
+    ) -> impl Future<Output = Answer<Explanation>> + Send {
+        std::future::ready(refused(network))
+    }
     fn ports(&self, network: Option<Name>) -> impl Future<Output = Answer<Vec<PortStatus>>> + Send {
         std::future::ready(refused(network))
     }

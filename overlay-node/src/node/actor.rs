@@ -345,6 +345,7 @@ impl Node {
             Call::Peers(network, reply) => answer!(reply, self.peers(network.as_ref())),
             Call::Leases(network, reply) => answer!(reply, self.leases(network.as_ref())),
             Call::Ping(network, request, reply) => self.ping(network.as_ref(), &request, reply),
+            Call::Why(network, request, reply) => self.why(network.as_ref(), &request, reply),
             Call::Ports(network, reply) => answer!(reply, self.ports(network.as_ref())),
             Call::AddPort(network, request, reply) => {
                 answer!(reply, self.add_port(network.as_ref(), request).await)

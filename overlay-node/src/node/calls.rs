@@ -9,6 +9,7 @@ use overlay_types::{
         LeaseStatus, LeaveNetwork, NetworkStatus, PeerStatus, Ping, Pong, PortStatus, RemovePort,
         Status,
     },
+    why::{Explanation, Why},
 };
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -27,6 +28,7 @@ pub(super) enum Call {
     Peers(Option<Name>, Reply<Vec<PeerStatus>>),
     Leases(Option<Name>, Reply<Vec<LeaseStatus>>),
     Ping(Option<Name>, Ping, Reply<Pong>),
+    Why(Option<Name>, Why, Reply<Explanation>),
     Ports(Option<Name>, Reply<Vec<PortStatus>>),
     AddPort(Option<Name>, AddPort, Reply<PortStatus>),
     RemovePort(Option<Name>, RemovePort, Reply<()>),
@@ -113,6 +115,9 @@ impl NodeApi for NodeHandle {
     }
     async fn ping(&self, network: Option<Name>, request: Ping) -> Answer<Pong> {
         self.ask(|reply| Call::Ping(network, request, reply)).await
+    }
+    async fn why(&self, network: Option<Name>, request: Why) -> Answer<Explanation> {
+        self.ask(|reply| Call::Why(network, request, reply)).await
     }
     async fn ports(&self, network: Option<Name>) -> Answer<Vec<PortStatus>> {
         self.ask(|reply| Call::Ports(network, reply)).await

@@ -5,12 +5,15 @@ use super::{
     actor::{Done, Mail, Node},
     relay_stream::RelayStream,
 };
-use crate::stream::Carrier;
+use crate::stream::{Carrier, Via};
 use dht::{
     message::{FabricServices, RelayAllocation, Request, Response},
     swarm::{Multiaddr, StreamAddr},
 };
-use overlay_types::{Candidate, PeerId};
+use overlay_types::{
+    Candidate, PeerId,
+    why::{Carriage, RelayPlace},
+};
 use std::{
     collections::BTreeMap,
     io,
@@ -45,6 +48,8 @@ struct Offer {
     connected: bool,
     asking: bool,
     ask_at: Option<Instant>,
+    /// Its relay answers datagrams.
+    is_bound: bool,
     /// To its relay, if that is not reached straight.
     stream: RelayStream<Carrier>,
 }
@@ -126,6 +131,54 @@ impl Fabric {
             .collect();
         addresses.sort_by_key(|address| !address.contains("/tls/"));
         addresses
+    }
+
+    /// Whether datagrams get out, judged by relays: where all are silent, a stream that is open shows that they are there.
+    pub(super) fn udp(&self) -> Option<bool> {
+        let mut offers = self.offers.values();
+        let is_bound = self.offers.values().any(|offer| offer.is_bound);
+        let is_carried = offers.any(|offer| offer.stream.get().is_some());
+        (is_bound || is_carried).then_some(is_bound)
+    }
+
+    /// The relays where this node has a place and that it reaches, and by what.
+    pub(super) fn relay_places(&self) -> Vec<RelayPlace> {
+        let place = |offer: &Offer| {
+            let grant = offer.grant.as_ref()?;
+            let by = match offer.stream.get() {
+                _ if offer.is_bound => Carriage::Udp,
+                Some(carrier) => match carrier.via {
+                    None => Carriage::Tls,
+                    Some(Via::Proxy { .. }) => Carriage::Proxy,
+                    Some(Via::Ssh { .. }) => Carriage::Ssh,
+                },
+                None => return None,
+            };
+            Some(RelayPlace {
+                relay: grant.via,
+                addr: grant.relay,
+                by,
+            })
+        };
+        let places = self.offers.values().filter_map(place);
+        places.take(RELAYS_MAX).collect()
+    }
+
+    /// The gateway or proxy that streams leave through.
+    pub(super) fn gateway(&self) -> Option<String> {
+        let mut carriers = self.offers.values().filter_map(|offer| offer.stream.get());
+        carriers.find_map(|carrier| Some(carrier.via.as_ref()?.to_string()))
+    }
+
+    /// The relay that this address of the host stands for, where a stream leads to it.
+    pub(super) fn behind_stream(&self, addr: SocketAddr) -> Option<SocketAddr> {
+        let mut offers = self.offers.values();
+        let leads_there = |offer: &&Offer| offer.stream.get().is_some_and(|c| c.at == addr);
+        offers
+            .find(leads_there)?
+            .grant
+            .as_ref()
+            .map(|grant| grant.relay)
     }
 }
 
@@ -251,6 +304,7 @@ impl Node {
             return;
         };
         debug!(?way, "relay lost");
+        offer.is_bound &= way.carrier.is_some();
         let now = Instant::now();
         offer.ask_at.get_or_insert_with(|| now + ASK_AGAIN);
         match way.carrier {
@@ -264,6 +318,7 @@ impl Node {
         if let Some(offer) = self.fabric.offers.get_mut(&way.via)
             && way.carrier.is_none()
         {
+            offer.is_bound = false;
             offer.stream.want(Instant::now());
         }
     }
@@ -277,6 +332,7 @@ impl Node {
             info!(peer = ?way.via, "relay reached through a stream");
             return;
         }
+        offer.is_bound = true;
         if offer.stream.close() {
             debug!(peer = ?way.via, "no stream is needed");
             self.tell_services();

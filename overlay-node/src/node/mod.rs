@@ -22,6 +22,7 @@ mod relay_stream;
 mod requests;
 mod snoop;
 mod status;
+mod why;
 
 pub use fabric::run_fabric;
 pub use relay_stream::RelayStream;

@@ -81,6 +81,14 @@ impl Node {
                     .take(DOCUMENTS_MAX);
                 Some(Response::Documents(newer.cloned().collect()))
             }),
+            Request::View {
+                network,
+                membership,
+                peer,
+            } => self.for_member(from, network, *membership, |node| {
+                let view = node.view(network, peer)?;
+                Some(Response::View(Box::new(view)))
+            }),
             Request::PushMembers { network, members } => {
                 self.handle_push_members(from, network, members)
             }

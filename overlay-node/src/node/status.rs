@@ -333,49 +333,17 @@ impl Node {
         self.tell(Command::Ping { network, peer, id });
     }
 
-    /// Who is meant: a name, an address or a node id.
+    /// Who is meant, which must be somebody else.
     fn ping_target(
         &self,
         id: NetworkId,
         target: &str,
     ) -> Result<(PeerId, Name, Option<IpAddr>), ApiError> {
-        let none = || ApiError {
-            error: format!(
-                "nobody in the network is called '{target}'; `farlan peers` lists nodes and their guests"
-            ),
-        };
-        let member = self.networks.get(&id).ok_or_else(none)?;
-        let unix = unix_now();
-        let found = if let Ok(peer) = target.parse::<PeerId>() {
-            member.directory.member(peer).map(|_| {
-                (
-                    peer,
-                    member.directory.address_of(peer, unix).map(IpAddr::V4),
-                )
-            })
-        } else if let Ok(address) = target.parse::<IpAddr>() {
-            member
-                .directory
-                .by_address(address, unix)
-                .map(|found| (found.peer, Some(address)))
-        } else {
-            let label = target
-                .strip_suffix(&format!(".{}", member.directory.network().document().zone))
-                .unwrap_or(target);
-            let name = label.parse::<Name>().map_err(|e| ApiError {
-                error: e.to_string(),
-            })?;
-            member
-                .directory
-                .by_name(&name, unix)
-                .map(|found| (found.peer, Some(found.address)))
-        };
-        let (peer, address) = found.ok_or_else(none)?;
-        if peer == self.me {
+        let found = self.find_member(id, target)?;
+        if found.peer == self.me {
             return refuse(format!("'{target}' is this node itself"));
         }
-        let name = member.directory.member(peer).ok_or_else(none)?.name.clone();
-        Ok((peer, name, address))
+        Ok((found.peer, found.name, found.address))
     }
 
     fn path_status(&self, addr: PathAddr, rtt: Duration, mtu: u16) -> PathStatus {

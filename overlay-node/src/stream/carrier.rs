@@ -1,7 +1,7 @@
 //! Carries datagrams through a stream, each with its length in two bytes before it (RFC 4571), between a UDP socket on the
 //! loopback at either end.
 
-use super::Opener;
+use super::{Opener, Via};
 use bytes::{BufMut, BytesMut};
 use dht::swarm::{StreamAddr, StreamService};
 use futures::StreamExt;
@@ -29,6 +29,8 @@ const WAITING_BYTES: usize = 128 << 10;
 pub(crate) struct Carrier {
     /// The address of this host that stands for the services.
     pub(crate) at: SocketAddr,
+    /// Through what the stream leaves this site; `None` is straight.
+    pub(crate) via: Option<Via>,
     task: AbortHandle,
 }
 
@@ -51,7 +53,7 @@ impl Carriers {
     /// # Errors
     /// What went wrong in each way.
     pub(crate) async fn open(&self, to: &StreamAddr) -> io::Result<(Carrier, JoinHandle<()>)> {
-        let stream = self.opener.open(to, StreamService::Datagrams).await?;
+        let (stream, via) = self.opener.open(to, StreamService::Datagrams).await?;
         let udp = loopback_socket(self.data_port).await?;
         let at = udp.local_addr()?;
         let carrying = tokio::spawn(async move {
@@ -59,7 +61,7 @@ impl Carriers {
             debug!(%at, ?outcome, "a stream ended");
         });
         let task = carrying.abort_handle();
-        Ok((Carrier { at, task }, carrying))
+        Ok((Carrier { at, via, task }, carrying))
     }
 }
 

@@ -63,18 +63,22 @@ impl Opener {
         Arc::new(move |to| {
             let opener = opener.clone();
             async move {
-                let stream = opener.open(&to, StreamService::Control).await?;
+                let (stream, _way) = opener.open(&to, StreamService::Control).await?;
                 Ok(Box::new(stream.compat()) as Box<dyn ByteStream>)
             }
             .boxed()
         })
     }
 
-    /// Opens a stream.
+    /// Opens a stream, and says through what; `None` is straight.
     ///
     /// # Errors
     /// What went wrong in each way.
-    pub(crate) async fn open(&self, to: &StreamAddr, service: StreamService) -> io::Result<Opened> {
+    pub(crate) async fn open(
+        &self,
+        to: &StreamAddr,
+        service: StreamService,
+    ) -> io::Result<(Opened, Option<Via>)> {
         let give_up_at = Instant::now() + OPEN_WITHIN;
         let mut ways: VecDeque<Option<&Via>> = VecDeque::from([None]);
         ways.extend(self.vias.iter().map(Some));
@@ -93,7 +97,7 @@ impl Opener {
                 () = tokio::time::sleep(STAGGER), if !ways.is_empty() => None,
             };
             match result {
-                Some(Ok(stream)) => return Ok(stream),
+                Some(Ok(opened)) => return Ok(opened),
                 Some(Err(error)) => errors.push(error.to_string()),
                 None => {}
             }
@@ -116,7 +120,7 @@ impl Opener {
         to: &StreamAddr,
         service: StreamService,
         give_up_at: Instant,
-    ) -> io::Result<Opened> {
+    ) -> io::Result<(Opened, Option<Via>)> {
         let name = via.map_or_else(|| "straight".to_owned(), ToString::to_string);
         let opened = timeout_at(give_up_at, self.connect(via, to, service));
         let opened = opened
@@ -126,6 +130,7 @@ impl Opener {
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             *last = Some((via.cloned(), Instant::now()));
         }
+        let opened = opened.map(|stream| (stream, via.cloned()));
         opened.map_err(|error| {
             debug!(to = to.host, port = to.port, way = name, %error, "no stream");
             io::Error::new(error.kind(), format!("{name}: {error}"))

@@ -291,7 +291,9 @@ mod tests {
         let stop = CancellationToken::new();
         let (at, _udp) = server(&stop).await;
         let opener = Opener::new(identity(2), &[]);
-        let mut stream = opener.open(&at, StreamService::Control).await.unwrap();
+        let opened = opener.open(&at, StreamService::Control).await;
+        let (mut stream, way) = opened.unwrap();
+        assert_eq!(way, None, "straight");
         stream.write_all(b"hello").await.unwrap();
         stream.flush().await.unwrap();
         let mut heard = [0; 5];

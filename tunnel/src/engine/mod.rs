@@ -28,7 +28,9 @@ use crate::{
 };
 use context::{Context, PeerKey};
 use network::{Local, Network, Port};
-use overlay_types::{Candidate, DataKeys, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId};
+use overlay_types::{
+    Candidate, DataKeys, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId, why::Way,
+};
 use peer::{Peer, Settled, YIELD};
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -397,6 +399,12 @@ impl Engine {
     pub fn stats_of(&self, network: NetworkId, peer: PeerId, now: Instant) -> Option<PeerStats> {
         let peer = self.networks.get(&network)?.peers.get(&peer)?;
         Some(peer.stats(now))
+    }
+
+    /// How this node sees the way to a peer, for `farlan why`.
+    pub fn way_to(&self, network: NetworkId, peer: PeerId, now: Instant) -> Option<Way> {
+        let peer = self.networks.get(&network)?.peers.get(&peer)?;
+        Some(peer.tell_way(now))
     }
 
     /// Everything that was counted, by the engine and by the workers as far as they told.

@@ -10,7 +10,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::Sender;
-use overlay_types::{MacAddr, NetworkId, PortId, PortKind};
+use overlay_types::{MacAddr, NetworkId, PeerId, PortId, PortKind, why::Way};
 use tracing::debug;
 
 use super::engine_thread::{ANSWER_WITHIN, EngineThread, ToEngine};
@@ -235,6 +235,12 @@ impl DataPlane {
     /// What this node relays for others; `None` when it does not.
     pub fn relay_stats(&self) -> Option<RelayStats> {
         self.ask(ToEngine::RelayStats).flatten()
+    }
+
+    /// How this node sees the way to a peer, for `farlan why`.
+    pub fn way_to(&self, network: NetworkId, peer: PeerId) -> Option<Way> {
+        let ask = |answer| ToEngine::WayTo(network, peer, answer);
+        self.ask(ask).flatten()
     }
 
     /// What was counted, over all threads; workers tell theirs once a second.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use crossbeam_channel::{Receiver, Sender, at, never, select};
-use overlay_types::PortId;
+use overlay_types::{NetworkId, PeerId, PortId, why::Way};
 use tracing::warn;
 
 use super::sockets::Sockets;
@@ -35,6 +35,7 @@ pub(super) enum ToEngine {
     PeerStats(Sender<Vec<PeerStats>>),
     /// What is relayed for others.
     RelayStats(Sender<Option<RelayStats>>),
+    WayTo(NetworkId, PeerId, Sender<Option<Way>>),
     /// What was counted.
     Counters(Sender<Counters>),
     /// End.
@@ -142,6 +143,9 @@ impl EngineThread {
             }
             ToEngine::RelayStats(answer) => {
                 let _ = answer.send(self.engine.relay_stats());
+            }
+            ToEngine::WayTo(network, peer, answer) => {
+                let _ = answer.send(self.engine.way_to(network, peer, Instant::now()));
             }
             ToEngine::Counters(answer) => {
                 let mut all = self.engine.counters().clone();

@@ -262,6 +262,25 @@ impl Candidates {
         found
     }
 
+    /// Every way in that the peer lists, in person and by its record, and where that leads for us.
+    pub(super) fn listed(&self) -> impl Iterator<Item = (Candidate, PathAddr)> {
+        let all = self.told.iter().chain(&self.recorded);
+        all.map(|candidate| (*candidate, self.reachable(candidate)))
+    }
+
+    /// Who runs the relay that a way leads through, if the peer or we say so.
+    pub(super) fn relay_of(&self, addr: PathAddr) -> Option<PeerId> {
+        let PathAddr::Relayed { relay, .. } = addr else {
+            return None;
+        };
+        let ours = self.relays.iter().find(|(_, reach)| reach.at == relay);
+        let listed = self.listed().find_map(|(candidate, at)| match candidate {
+            Candidate::Relayed { via, .. } if at == addr => Some(via),
+            _ => None,
+        });
+        ours.map(|(via, _)| *via).or(listed)
+    }
+
     /// Whether we list this address ourselves.
     pub(super) fn is_ours(&self, addr: SocketAddr) -> bool {
         self.local

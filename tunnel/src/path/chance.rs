@@ -133,6 +133,7 @@ impl PathAgent {
         };
         let pause = PAUSES[self.chance.runs.min(PAUSES.len() - 1)];
         self.chance.runs += 1;
+        self.tries.note_chance();
         self.chance.not_before = Some(now + pause);
         self.chance.number = asked.unwrap_or(self.chance.number.wrapping_add(1));
         self.chance.run = Some(Run {

@@ -179,6 +179,7 @@ impl PathAgent {
         }
         self.foretelling.number = self.foretelling.number.wrapping_add(1);
         self.foretelling.tries += 1;
+        self.tries.note_foretelling();
         self.foretelling.probing = None;
         self.foretelling.ours = Some(Ours {
             socket: None,

@@ -19,6 +19,7 @@ mod table;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests;
+mod tried;
 mod watch;
 
 pub use control::{CANDIDATES_MAX, ControlMessage, RelayOffer};
@@ -43,6 +44,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use table::PATHS_MAX;
+use tried::Tries;
 use watch::Watch;
 
 /// A round over all paths, and the answers to the peer's.
@@ -197,6 +199,7 @@ pub struct PathAgent {
     transmits: VecDeque<PathTransmit>,
     events: VecDeque<PathEvent>,
     stats: PathStats,
+    tries: Tries,
 }
 
 impl PathAgent {
@@ -232,6 +235,7 @@ impl PathAgent {
             transmits: VecDeque::new(),
             events: VecDeque::new(),
             stats: PathStats::default(),
+            tries: Tries::default(),
         }
     }
 
@@ -338,7 +342,11 @@ impl PathAgent {
     /// receive there: then it carries data at once, else after it answered a probe. Called again for every new session that
     /// replaces one.
     pub fn handle_session_up(&mut self, via: PathAddr, is_proven: bool, now: Instant) {
-        let had_path = std::mem::replace(&mut self.is_up, true) && self.current.is_some();
+        let was_up = std::mem::replace(&mut self.is_up, true);
+        if !was_up {
+            self.tries.clear();
+        }
+        let had_path = was_up && self.current.is_some();
         self.candidates.handle_session_up();
         self.foretelling.forget_peer();
         self.sync_paths();
@@ -449,7 +457,7 @@ impl PathAgent {
             }
             ControlMessage::Pong { id, observed } => {
                 self.handle_received(from, now);
-                self.handle_pong(id, observed, now);
+                self.handle_pong(from, id, observed, now);
             }
             ControlMessage::Candidates {
                 generation,
@@ -642,11 +650,12 @@ impl PathAgent {
         Some(self.unanswered_since? + silence_max(current.rtt))
     }
 
-    fn handle_pong(&mut self, id: u64, observed: Option<SocketAddr>, now: Instant) {
+    fn handle_pong(&mut self, from: PathAddr, id: u64, observed: Option<SocketAddr>, now: Instant) {
         let Some(probe) = self.in_flight.take(id, now) else {
             return;
         };
         self.stats.answers += 1;
+        self.tries.note_answer(probe.path, from, now);
         let Some(path) = self.paths.get_mut(&probe.path) else {
             return;
         };
@@ -723,7 +732,9 @@ impl PathAgent {
 
     fn probe(&mut self, path: PathAddr, size: Option<u16>, now: Instant) {
         let id = self.rng.random();
-        if self.send(path, ControlMessage::Probe { id }, size, now) {
+        let is_sent = self.send(path, ControlMessage::Probe { id }, size, now);
+        self.tries.note_probe(path, is_sent, now);
+        if is_sent {
             self.stats.probes_sent += 1;
             self.in_flight.push(InFlight {
                 id,

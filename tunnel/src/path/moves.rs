@@ -138,6 +138,7 @@ impl PathAgent {
 
     pub(super) fn fail(&mut self, failed: PathAddr, now: Instant) {
         self.stats.failures += 1;
+        self.tries.note_failure(failed, now);
         if let Some(path) = self.paths.get_mut(&failed) {
             path.handle_failure(now);
         }

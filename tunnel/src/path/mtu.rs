@@ -56,6 +56,7 @@ pub(super) struct PathMtu {
     /// The next probe, when one is asked for, or else the next confirmation; nothing before the path was proved.
     next_at: Option<Instant>,
     raise_at: Option<Instant>,
+    black_holes: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +86,18 @@ impl PathMtu {
             asking: None,
             next_at: None,
             raise_at: None,
+            black_holes: 0,
         }
+    }
+
+    /// The smallest size that did not pass, once the search has ended.
+    pub(super) fn refused(&self) -> Option<u16> {
+        (self.refused != u16::MAX && self.larger().is_none()).then_some(self.refused)
+    }
+
+    /// How often what had passed did not pass any more.
+    pub(super) const fn black_holes(&self) -> u32 {
+        self.black_holes
     }
 
     /// Largest UDP payload known to pass, one relay's wrapper included: frames leave room for that one always.
@@ -112,7 +124,9 @@ impl PathMtu {
 
     /// Forgets what was learned: the path behind the address may be another one.
     pub(super) const fn reset(&mut self) {
+        let black_holes = self.black_holes;
         *self = Self::new(self.overhead, self.wanted);
+        self.black_holes = black_holes;
     }
 
     /// When the next probe is due. Confirming, and searching again, wait for traffic.
@@ -147,6 +161,7 @@ impl PathMtu {
                 if asking.size == self.confirmed {
                     // A black hole. Data goes on in small datagrams while it is found out anew what passes.
                     self.confirmed = BASE;
+                    self.black_holes = self.black_holes.saturating_add(1);
                 }
                 self.refused = asking.size;
                 self.search(now);
@@ -298,6 +313,26 @@ mod tests {
             let found = mtu.mtu() + mtu.further_wrapper();
             prop_assert!(found <= best && best - found <= GRAIN, "{found} of {best}");
         }
+    }
+
+    #[test]
+    fn what_is_refused_is_told_once_it_is_known_and_black_holes_are_counted() {
+        assert_eq!(PathMtu::new(0, FULL).refused(), None);
+        let (mut mtu, mut now) = found(1472);
+        let refused = mtu.refused().unwrap();
+        assert!((1473..=1472 + GRAIN + 1).contains(&refused), "{refused}");
+        assert_eq!(found(FULL).0.refused(), None, "all that is wanted passes");
+        for _ in 0..20 {
+            if let Some(at) = mtu.due(|_| true) {
+                now = now.max(at);
+            }
+            if let Some(probe) = mtu.handle_timeout(now, RTT, Some(now))
+                && probe.size <= 1400
+            {
+                mtu.handle_answer(probe.size, now);
+            }
+        }
+        assert_eq!((mtu.mtu() <= 1400, mtu.black_holes()), (true, 1));
     }
 
     #[test]

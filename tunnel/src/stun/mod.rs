@@ -14,7 +14,7 @@ mod tests;
 pub use client::StunClient;
 pub use lifetime::{LifetimeProbe, MappingLifetime, ProbeSocket};
 pub(crate) use nat::STEP_MAX;
-pub use nat::{NatBehaviour, NatRule, PortAssignment};
+pub use overlay_types::{NatBehaviour, NatRule, PortAssignment};
 pub use sampler::{PortSampler, Sampled};
 pub use server::{StunAnswer, server_answer};
 

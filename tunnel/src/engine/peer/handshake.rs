@@ -48,6 +48,14 @@ impl Handshake {
         matches!(self, Self::Idle)
     }
 
+    /// Messages of this one, over the ways that there are now, none of which was answered.
+    pub(super) const fn unanswered(&self) -> u32 {
+        match self {
+            Self::Idle => 0,
+            Self::Due { tries, .. } | Self::Sent { tries, .. } => *tries,
+        }
+    }
+
     /// When to go on with it.
     pub(super) const fn due_at(&self) -> Option<Instant> {
         match self {

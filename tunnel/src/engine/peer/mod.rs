@@ -20,11 +20,11 @@ use crate::{
     path::{ControlMessage, PathAgent, PathEvent, PathTransmit, SocketWish},
     relay::RelayFull,
     session::{Cookie, LastTimestamp, SessionSlot},
-    snapshot::Way,
+    snapshot,
     wire::datagram::wrapper_bytes,
     worker::Traffic,
 };
-use overlay_types::{Candidate, DataKeys, PathAddr, PeerId};
+use overlay_types::{Candidate, DataKeys, PathAddr, PeerId, why::Way};
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
@@ -72,7 +72,7 @@ pub(super) struct Peer {
     data_at: Option<Instant>,
     heard_at: Option<Instant>,
     /// What workers know of [`Self::way`].
-    way_told: Option<Way>,
+    way_told: Option<snapshot::Way>,
     wants_renewal: bool,
     deadline: Option<Instant>,
     /// The answer to our question for a place at its relay, until the engine takes it.
@@ -304,9 +304,9 @@ impl Peer {
     }
 
     /// How frames get there.
-    pub(super) fn way(&self) -> Option<Way> {
+    pub(super) fn way(&self) -> Option<snapshot::Way> {
         let (live, path) = self.current.as_ref().zip(self.agent.current())?;
-        Some(Way {
+        Some(snapshot::Way {
             slot: live.slot,
             path: path.addr,
             mtu: path.mtu,
@@ -518,6 +518,20 @@ impl Peer {
                 Vec::new()
             },
             through: path.and_then(|view| self.agent.relay_of(view.addr)),
+        }
+    }
+
+    /// How this node sees the way there, for `farlan why`.
+    pub(super) fn tell_way(&self, now: Instant) -> Way {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let live = self.current.as_ref();
+        Way {
+            session_s: live.map(|live| since(live.established_at).as_secs()),
+            heard_ms: self
+                .heard_at
+                .map(|at| u64::try_from(since(at).as_millis()).unwrap_or(u64::MAX)),
+            calls_unanswered: self.handshake.unanswered(),
+            ..self.agent.tell_way(now)
         }
     }
 

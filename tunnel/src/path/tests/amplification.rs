@@ -220,6 +220,9 @@ proptest! {
         for step in steps {
             account.do_step(step);
             prop_assert!(account.spent <= account.received, "{} for {}", account.spent, account.received);
+            let told = account.agent.tell_way(account.now).tried;
+            prop_assert!(told.len() <= overlay_types::why::TRIED_MAX);
+            prop_assert!(account.agent.tries.len() <= super::super::tried::REMEMBERED_MAX);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod amplification;
 mod budget;
+mod tried;
 
 use super::selection::Tier;
 use super::*;
