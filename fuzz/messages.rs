@@ -8,6 +8,11 @@ use dht::message::{Admission, FabricServices, RelayAllocation, Request, Response
 use dht::network::Network;
 use dht::record::ControlPoint;
 use dht::signed::Verified;
+use overlay_node::why::advise;
+use overlay_types::{
+    NatBehaviour, NatRule, PathKind, PortAssignment,
+    why::{Carriage, Outcome, PathInUse, RelayPlace, Side, Site, Tried, View, Way, WayIn, WayKind},
+};
 use std::sync::LazyLock;
 
 static REQUESTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
@@ -90,11 +95,96 @@ static REQUESTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
             membership: membership(),
             after: 0,
         },
+        Request::Clock,
+        Request::View {
+            network: id,
+            membership: membership(),
+            peer: member.peer_id(),
+        },
     ]
     .iter()
     .map(Request::encode)
     .collect()
 });
+
+/// How a member sees a relayed way.
+fn view() -> View {
+    let relay = Some(WORLD.owner.peer_id());
+    let [to, outside] = [
+        ([192, 0, 2, 1], 4078).into(),
+        ([203, 0, 113, 1], 40_000).into(),
+    ];
+    let nat = NatBehaviour {
+        mapping: NatRule::AddressAndPortDependent,
+        filtering: NatRule::AddressAndPortDependent,
+        ports: PortAssignment::Contiguous { step: 1 },
+        hairpin: Some(false),
+    };
+    let way_in = |kind, addr, relay| WayIn { kind, addr, relay };
+    let tried = Tried {
+        kind: WayKind::Reflexive,
+        to: outside,
+        relay: None,
+        by_stream: false,
+        socket: 0,
+        probes: 9,
+        answers: 0,
+        withheld: 1,
+        first_ms: Some(6000),
+        last_ms: Some(10),
+        answered_ms: None,
+        failed_ms: None,
+        rtt_us: None,
+        answered_from: None,
+        outcome: Outcome::Silent,
+    };
+    View {
+        site: Site {
+            nat,
+            udp: Some(true),
+            ways_in: vec![
+                way_in(WayKind::Relayed, to, relay),
+                way_in(WayKind::Reflexive, outside, None),
+            ],
+            relays: vec![RelayPlace {
+                relay: WORLD.owner.peer_id(),
+                addr: to,
+                by: Carriage::Udp,
+            }],
+        },
+        way: Way {
+            session_s: Some(60),
+            path: Some(PathInUse {
+                kind: PathKind::Relay,
+                to,
+                relay,
+                rtt_us: 20_000,
+                mtu: 1472,
+                mtu_refused: Some(1473),
+                black_holes: 0,
+            }),
+            peer_nat: nat,
+            tried: vec![tried],
+            foretold: 3,
+            ..Way::default()
+        },
+    }
+}
+
+/// A side that said this of itself.
+fn side(view: View) -> Side {
+    let View { site, way } = view;
+    Side {
+        id: WORLD.member.peer_id(),
+        name: "bob".parse().unwrap(),
+        address: None,
+        is_here: false,
+        unasked: None,
+        site,
+        way: Some(way),
+        gateway: None,
+    }
+}
 
 static RESPONSES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let relay = vec![([192, 0, 2, 1], 3478).into()];
@@ -142,6 +232,10 @@ static RESPONSES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         Response::Refused(Refusal::ClocksApart { seconds: 40 }),
         Response::NotHere,
         Response::Busy,
+        Response::Clock {
+            unix_ms: NOW * 1000,
+        },
+        Response::View(Box::new(view())),
     ]
     .iter()
     .map(Response::encode)
@@ -214,6 +308,12 @@ fn responses_are_read_and_admissions_checked() {
                     }
                     let verified = network.verify_membership(&admission.membership, NOW);
                     assert!(verified.is_err() || *admission.membership == *WORLD.membership);
+                }
+                Response::View(told) if told.is_sound() => {
+                    let sides = [side(*told), side(view())];
+                    for advice in advise(&sides[0], &sides[1]) {
+                        assert!(advice.text.len() < 400);
+                    }
                 }
                 Response::Refused(refusal) => assert!(refusal.to_string().len() < 400),
                 _ => {}

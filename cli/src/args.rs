@@ -115,6 +115,8 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Look for what is wrong around this node; exit status 1 when something is
+    Doctor(Read),
     /// Put the LAN behind an interface on the network
     #[command(subcommand)]
     Lan(Lan),

@@ -1,6 +1,7 @@
 //! The `farlan` command: reads what was typed, runs a node or asks a running one, and says how it went.
 //!
-//! Exit status: 0 done, 1 failed, 2 wrong usage. A failure is one line on standard error.
+//! Exit status: 0 done, 1 failed (or, from `doctor`, something is wrong), 2 wrong usage. A failure is one line on standard
+//! error.
 
 pub mod args;
 mod client;
@@ -35,7 +36,7 @@ pub fn main() -> ExitCode {
         .map_err(anyhow::Error::from)
         .and_then(|runtime| runtime.block_on(commands::run(typed)));
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             // One line, whatever the causes hold; and no panic where standard error is closed.
             let line = output::explain(&error);

@@ -90,6 +90,8 @@ pub enum Request {
         /// The version I have.
         after: u64,
     },
+    /// To anybody: what is the time?
+    Clock,
     /// To a member, from a member: how do you see the way to this one?
     View {
         /// Which network.
@@ -128,6 +130,11 @@ pub enum Response {
     NotHere,
     /// Too much to do.
     Busy,
+    /// To [`Request::Clock`].
+    Clock {
+        /// Unix milliseconds.
+        unix_ms: u64,
+    },
     /// To [`Request::View`]; check that it [is sound](View::is_sound).
     View(Box<View>),
 }
@@ -239,6 +246,7 @@ mod tests {
         };
         for request in [
             Request::FabricInfo,
+            Request::Clock,
             Request::Admit {
                 network,
                 token: lab.token(crate::membership::Roles::DEFAULT, 1),
@@ -282,6 +290,7 @@ mod tests {
             Response::Admitted(Box::new(admission)),
             Response::Lease(Box::new(Reply::Lease(cert))),
             Response::Refused(Refusal::Starting),
+            Response::Clock { unix_ms: u64::MAX },
             Response::View(Box::new(full_view(peer.peer_id()))),
         ] {
             assert_eq!(Response::decode(&response.encode()), Ok(response));

@@ -4,6 +4,7 @@ pub mod api;
 pub mod config;
 pub mod dhcp;
 pub mod dns;
+pub mod doctor;
 pub mod host;
 pub mod lan;
 pub mod mdns;

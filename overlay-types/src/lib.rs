@@ -9,6 +9,7 @@ pub mod api;
 mod binding;
 mod candidate;
 mod data_keys;
+pub mod doctor;
 mod mac_addr;
 mod name;
 mod nat;

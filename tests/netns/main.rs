@@ -6,6 +6,7 @@
 
 mod demo;
 mod deploy;
+mod doctor;
 mod guests;
 mod guide;
 mod joining;

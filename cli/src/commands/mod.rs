@@ -1,6 +1,7 @@
 //! One function per command, grouped by what they are about.
 
 mod detach;
+mod doctor;
 mod guests;
 mod networks;
 mod nodes;
@@ -12,11 +13,13 @@ use crate::{
     client::Client,
     demo, deploy,
 };
+use std::process::ExitCode;
 
-/// Does what was typed.
-pub(crate) async fn run(typed: Args) -> anyhow::Result<()> {
+/// Does what was typed, and says with what status it ends.
+pub(crate) async fn run(typed: Args) -> anyhow::Result<ExitCode> {
     let global = &typed.global;
-    match typed.command {
+    let done = match typed.command {
+        Command::Doctor(read) => return doctor::doctor(global, read.json).await,
         Command::Demo { keep, json } => demo::run(keep, json),
         Command::Fabric(flags) => run::fabric(global, flags).await,
         Command::Up(flags) => run::up(global, flags).await,
@@ -54,5 +57,6 @@ pub(crate) async fn run(typed: Args) -> anyhow::Result<()> {
         }
         Command::Why { targets, json } => why::why(&Client::new(global)?, &targets, json).await,
         Command::Deploy(Deploy::Apply(flags)) => deploy::apply(global, flags).await,
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

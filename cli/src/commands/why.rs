@@ -52,8 +52,10 @@ fn show(explanation: &Explanation) {
         };
         say("");
         say(&format!("Tried by {} to reach {}:", side.name, other.name));
-        let rows = way.tried.iter().map(|tried| row(tried, way)).collect();
-        say_table(&["KIND", "TO", "PROBES", "ANSWERS", "RTT", "RESULT"], rows);
+        say_table(
+            &HEADER,
+            way.tried.iter().map(|tried| row(tried, way)).collect(),
+        );
     }
     say("");
     say_paragraph(
@@ -237,6 +239,8 @@ fn way_sentences(side: &Side, other: &Side) -> Vec<String> {
     sentences
 }
 
+const HEADER: [&str; 6] = ["KIND", "TO", "PROBES", "ANSWERS", "RTT", "RESULT"];
+
 fn row(tried: &Tried, way: &Way) -> Vec<String> {
     let kind = match tried.kind {
         WayKind::Host => "own address",
@@ -288,4 +292,73 @@ fn result(tried: &Tried, way: &Way) -> String {
         text.push_str(&format!("; answers came from {from}"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::table;
+
+    fn tried(outcome: Outcome) -> Tried {
+        Tried {
+            kind: WayKind::Host,
+            to: "[2001:db8:1:22:5054:ff:fe12:3456]:40000".parse().unwrap(),
+            relay: None,
+            by_stream: false,
+            socket: 0,
+            probes: 1234,
+            answers: 1100,
+            withheld: 0,
+            first_ms: Some(90_000),
+            last_ms: Some(41_000),
+            answered_ms: Some(41_000),
+            failed_ms: Some(3000),
+            rtt_us: Some(123_400),
+            answered_from: Some("198.51.100.123:40000".parse().unwrap()),
+            outcome,
+        }
+    }
+
+    #[test]
+    fn every_outcome_has_words_that_fit_the_terminal() {
+        let way = Way::default();
+        let outcomes = [
+            Outcome::InUse,
+            Outcome::WorseKind,
+            Outcome::NotFaster,
+            Outcome::HeldDown,
+            Outcome::Unconfirmed,
+            Outcome::Lost,
+            Outcome::Silent,
+            Outcome::Withheld,
+            Outcome::Untried,
+            Outcome::Refused,
+            Outcome::Excess,
+        ];
+        let rows: Vec<_> = outcomes.map(|outcome| row(&tried(outcome), &way)).into();
+        for width in [80, 120] {
+            let text = table(&HEADER, rows.clone(), Some(width));
+            let longest = text.lines().map(|line| line.chars().count()).max();
+            assert!(
+                longest <= Some(usize::from(width)),
+                "{longest:?} > {width}\n{text}"
+            );
+        }
+        let said: std::collections::BTreeSet<_> = rows.iter().map(|row| &row[5]).collect();
+        assert_eq!(said.len(), outcomes.len());
+    }
+
+    #[test]
+    fn a_way_that_was_only_called_is_told_so() {
+        let fresh = Tried {
+            answered_from: None,
+            ..tried(Outcome::Untried)
+        };
+        let called = Way {
+            calls_unanswered: 3,
+            ..Way::default()
+        };
+        assert_eq!(result(&fresh, &called), "called, no answer");
+        assert_eq!(result(&fresh, &Way::default()), "not tried yet");
+    }
 }

@@ -14,6 +14,7 @@ use overlay_types::api::{
     LeaseStatus, LeaveNetwork, NetworkStatus, PeerStatus, Ping, Pong, PortStatus, RemovePort,
     Status,
 };
+use overlay_types::doctor::Diagnosis;
 use overlay_types::why::{Explanation, Why};
 use std::future::Future;
 
@@ -68,6 +69,8 @@ pub trait NodeApi: NodeControl {
         network: Option<Name>,
         request: Why,
     ) -> impl Future<Output = Answer<Explanation>> + Send;
+    /// What is wrong with this node's surroundings.
+    fn doctor(&self) -> impl Future<Output = Answer<Diagnosis>> + Send;
     /// This node's ports; of all networks when none is named.
     fn ports(&self, network: Option<Name>) -> impl Future<Output = Answer<Vec<PortStatus>>> + Send;
     /// Plugs a guest in.

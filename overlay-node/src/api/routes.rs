@@ -33,6 +33,7 @@ pub(super) fn member<A: NodeApi>(api: Arc<A>) -> Router {
         .route("/v1/leases", get(leases::<A>))
         .route("/v1/ping", post(ping::<A>))
         .route("/v1/why", post(why::<A>))
+        .route("/v1/doctor", get(doctor::<A>))
         .route("/v1/ports", get(ports::<A>).post(add_port::<A>))
         .route("/v1/ports/remove", post(remove_port::<A>))
         .route("/v1/lan", get(lans::<A>))
@@ -127,6 +128,10 @@ async fn why<A: NodeApi>(
     Body(request): Body<Why>,
 ) -> Response {
     respond(api.why(network, request).await)
+}
+
+async fn doctor<A: NodeApi>(State(api): Api<A>) -> Response {
+    respond(api.doctor().await)
 }
 
 async fn ports<A: NodeApi>(State(api): Api<A>, Scope(network): Scope) -> Response {

@@ -106,6 +106,9 @@ impl NodeApi for Parrot {
     ) -> impl Future<Output = Answer<Explanation>> + Send {
         std::future::ready(refused(network))
     }
+    fn doctor(&self) -> impl Future<Output = Answer<Diagnosis>> + Send {
+        std::future::ready(refused("doctor"))
+    }
     fn ports(&self, network: Option<Name>) -> impl Future<Output = Answer<Vec<PortStatus>>> + Send {
         std::future::ready(refused(network))
     }

@@ -346,6 +346,7 @@ impl Node {
             Call::Leases(network, reply) => answer!(reply, self.leases(network.as_ref())),
             Call::Ping(network, request, reply) => self.ping(network.as_ref(), &request, reply),
             Call::Why(network, request, reply) => self.why(network.as_ref(), &request, reply),
+            Call::Doctor(reply) => self.doctor(reply),
             Call::Ports(network, reply) => answer!(reply, self.ports(network.as_ref())),
             Call::AddPort(network, request, reply) => {
                 answer!(reply, self.add_port(network.as_ref(), request).await)

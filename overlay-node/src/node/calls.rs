@@ -9,6 +9,7 @@ use overlay_types::{
         LeaseStatus, LeaveNetwork, NetworkStatus, PeerStatus, Ping, Pong, PortStatus, RemovePort,
         Status,
     },
+    doctor::Diagnosis,
     why::{Explanation, Why},
 };
 use std::time::Duration;
@@ -29,6 +30,7 @@ pub(super) enum Call {
     Leases(Option<Name>, Reply<Vec<LeaseStatus>>),
     Ping(Option<Name>, Ping, Reply<Pong>),
     Why(Option<Name>, Why, Reply<Explanation>),
+    Doctor(Reply<Diagnosis>),
     Ports(Option<Name>, Reply<Vec<PortStatus>>),
     AddPort(Option<Name>, AddPort, Reply<PortStatus>),
     RemovePort(Option<Name>, RemovePort, Reply<()>),
@@ -118,6 +120,9 @@ impl NodeApi for NodeHandle {
     }
     async fn why(&self, network: Option<Name>, request: Why) -> Answer<Explanation> {
         self.ask(|reply| Call::Why(network, request, reply)).await
+    }
+    async fn doctor(&self) -> Answer<Diagnosis> {
+        self.ask(Call::Doctor).await
     }
     async fn ports(&self, network: Option<Name>) -> Answer<Vec<PortStatus>> {
         self.ask(|reply| Call::Ports(network, reply)).await

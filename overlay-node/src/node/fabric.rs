@@ -226,6 +226,9 @@ fn answer(
             }),
             None => Response::Busy,
         },
+        Ok(Request::Clock) => Response::Clock {
+            unix_ms: super::unix_ms(),
+        },
         Ok(_) => Response::NotHere,
         Err(error) => {
             debug!(?peer, %error, "a request that cannot be read");

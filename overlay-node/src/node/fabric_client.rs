@@ -164,6 +164,20 @@ impl Fabric {
         places.take(RELAYS_MAX).collect()
     }
 
+    /// Fabric nodes that are connected.
+    pub(super) fn connected_peers(&self) -> impl Iterator<Item = PeerId> {
+        let connected = self.offers.iter().filter(|(_, offer)| offer.connected);
+        connected.map(|(peer, _)| *peer)
+    }
+
+    /// Where they take streams.
+    pub(super) fn stream_addrs(&self) -> impl Iterator<Item = (SocketAddr, PeerId)> {
+        self.offers.iter().flat_map(|(peer, offer)| {
+            let services = offer.services.iter();
+            services.flat_map(|services| services.streams.iter().map(|at| (*at, *peer)))
+        })
+    }
+
     /// The gateway or proxy that streams leave through.
     pub(super) fn gateway(&self) -> Option<String> {
         let mut carriers = self.offers.values().filter_map(|offer| offer.stream.get());

@@ -7,6 +7,7 @@
 mod actor;
 mod admission;
 mod calls;
+mod doctor;
 mod fabric;
 mod fabric_client;
 mod join;

@@ -48,6 +48,11 @@ pub(super) struct Nat {
 }
 
 impl Nat {
+    /// For how long mappings live, once that was measured.
+    pub(super) const fn lifetime(&self) -> Option<MappingLifetime> {
+        self.lifetime
+    }
+
     /// When a measurement is due.
     pub(super) const fn poll_timeout(&self) -> Option<Instant> {
         self.measure_at

@@ -1,7 +1,7 @@
 //! Answers what other nodes ask over their authenticated control connections. Whoever is no member of a network is told
 //! nothing of it, not even that it is here.
 
-use super::{actor::Node, registrar::ReplyTo, unix_now};
+use super::{actor::Node, registrar::ReplyTo, unix_ms, unix_now};
 use dht::{
     lease::{Refusal, Transaction},
     membership::MembershipCert,
@@ -96,6 +96,7 @@ impl Node {
                 self.handle_push_record(from, network, *record)
             }
             Request::HighestCertificates { network } => self.highest_certificates(from, network),
+            Request::Clock => Response::Clock { unix_ms: unix_ms() },
             Request::FabricInfo | Request::RelayAllocate => Response::NotHere,
         };
         let _gone = reply.send(response.encode());

@@ -176,7 +176,7 @@ fn wait(what: &str) -> Advice {
 fn still_searching(from: &Side, to: &Side, passage: Passage) -> Advice {
     let sum = |count: fn(&Way) -> u32| -> u32 {
         let ways = [from, to].into_iter().filter_map(|side| side.way.as_ref());
-        ways.map(count).sum()
+        ways.map(count).fold(0, u32::saturating_add) // whatever a member tells
     };
     let (tries, what) = match passage {
         Passage::ByChance { .. } => (sum(|way| way.by_chance), "ports are tried by chance"),
