@@ -161,7 +161,7 @@ impl Fabric {
             })
         };
         let places = self.offers.values().filter_map(place);
-        places.take(RELAYS_MAX).collect()
+        places.collect()
     }
 
     /// Fabric nodes that are connected.

@@ -265,14 +265,12 @@ impl Candidates {
     /// Every way in that the peer lists, in person and by its record, and where that leads for us.
     pub(super) fn listed(&self) -> impl Iterator<Item = (Candidate, PathAddr)> {
         let all = self.told.iter().chain(&self.recorded);
-        all.map(|candidate| (*candidate, self.reachable(candidate)))
+        all.filter_map(|candidate| Some((*candidate, self.reachable(candidate)?)))
     }
 
-    /// Who runs the relay that a way leads through, if the peer or we say so.
+    /// Who runs the relay that a way leads through last, if the peer or we say so.
     pub(super) fn relay_of(&self, addr: PathAddr) -> Option<PeerId> {
-        let PathAddr::Relayed { relay, .. } = addr else {
-            return None;
-        };
+        let (relay, _) = addr.last_relay()?;
         let ours = self.relays.iter().find(|(_, reach)| reach.at == relay);
         let listed = self.listed().find_map(|(candidate, at)| match candidate {
             Candidate::Relayed { via, .. } if at == addr => Some(via),
@@ -318,15 +316,6 @@ impl Candidates {
             Candidate::Relayed { via, .. } => self.relays.get(via),
             _ => None,
         }
-    }
-
-    /// Through whom a path goes last, if it is relayed by somebody whom we use too.
-    pub(super) fn relay_of(&self, addr: PathAddr) -> Option<PeerId> {
-        let (relay, _) = addr.last_relay()?;
-        let mut relays = self.relays.iter();
-        relays
-            .find(|(_, reach)| reach.at == relay)
-            .map(|(via, _)| *via)
     }
 
     /// Relays where the peer says that it is bound, best first, but not ourselves.

@@ -129,7 +129,7 @@ impl PathAgent {
     fn kind_of(&self, addr: PathAddr) -> PathKind {
         match self.candidates.tier_of(addr) {
             Tier::Host | Tier::Direct => PathKind::Direct,
-            Tier::Relay => PathKind::Relay,
+            Tier::Relay | Tier::Member | Tier::Chain => PathKind::Relay,
             Tier::Stream => PathKind::Stream,
         }
     }
@@ -144,7 +144,9 @@ impl PathAgent {
                 Candidate::Mapped(_) => WayKind::Mapped,
                 Candidate::Relayed { .. } => WayKind::Relayed,
             };
-            if self.candidates.is_sane(candidate.path_addr().socket_addr()) {
+            let at = candidate.path_addr().socket_addr();
+            let is_ours = addr == PathAddr::Direct(at) && self.candidates.is_ours(at);
+            if self.candidates.is_sane(at) && !is_ours {
                 all.entry(addr).or_insert(kind);
             } else {
                 refused.push((addr, kind));
