@@ -239,12 +239,10 @@ impl Candidates {
         let (shared, others): (Vec<_>, Vec<_>) =
             listed().partition(|candidate| self.shared_relay(candidate).is_some());
         for candidate in shared.into_iter().chain(others) {
-            let Some(addr) = self.reachable(candidate) else {
+            let Some(addr) = self.way_to(candidate) else {
                 continue;
             };
-            // LANs are numbered alike: what is one of ours leads nowhere else.
-            let is_ours = matches!(addr, PathAddr::Direct(at) if self.is_ours(at));
-            if is_ours || found.iter().any(|(known, _)| *known == addr) {
+            if found.iter().any(|(known, _)| *known == addr) {
                 continue;
             }
             let tier = self.tier(addr, matches!(candidate, Candidate::Host(_)));
@@ -262,10 +260,18 @@ impl Candidates {
         found
     }
 
-    /// Every way in that the peer lists, in person and by its record, and where that leads for us.
-    pub(super) fn listed(&self) -> impl Iterator<Item = (Candidate, PathAddr)> {
+    /// Where to send to reach the peer by what it lists, if that can lead there.
+    fn way_to(&self, candidate: &Candidate) -> Option<PathAddr> {
+        let addr = self.reachable(candidate)?;
+        // LANs are numbered alike: what is one of ours leads nowhere else.
+        let is_ours = matches!(addr, PathAddr::Direct(at) if self.is_ours(at));
+        (!is_ours).then_some(addr)
+    }
+
+    /// Every way in that the peer lists, in person and by its record, and where to send for it, if it can lead there.
+    pub(super) fn listed(&self) -> impl Iterator<Item = (Candidate, Option<PathAddr>)> {
         let all = self.told.iter().chain(&self.recorded);
-        all.filter_map(|candidate| Some((*candidate, self.reachable(candidate)?)))
+        all.map(|candidate| (*candidate, self.way_to(candidate)))
     }
 
     /// Who runs the relay that a way leads through last, if the peer or we say so.
@@ -273,7 +279,7 @@ impl Candidates {
         let (relay, _) = addr.last_relay()?;
         let ours = self.relays.iter().find(|(_, reach)| reach.at == relay);
         let listed = self.listed().find_map(|(candidate, at)| match candidate {
-            Candidate::Relayed { via, .. } if at == addr => Some(via),
+            Candidate::Relayed { via, .. } if at == Some(addr) => Some(via),
             _ => None,
         });
         ours.map(|(via, _)| *via).or(listed)

@@ -144,12 +144,11 @@ impl PathAgent {
                 Candidate::Mapped(_) => WayKind::Mapped,
                 Candidate::Relayed { .. } => WayKind::Relayed,
             };
-            let at = candidate.path_addr().socket_addr();
-            let is_ours = addr == PathAddr::Direct(at) && self.candidates.is_ours(at);
-            if self.candidates.is_sane(at) && !is_ours {
-                all.entry(addr).or_insert(kind);
-            } else {
-                refused.push((addr, kind));
+            match addr {
+                Some(addr) => {
+                    all.entry(addr).or_insert(kind);
+                }
+                None => refused.push((candidate.path_addr(), kind)),
             }
         }
         let probed = self.candidates.remote();
