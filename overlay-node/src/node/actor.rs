@@ -386,6 +386,7 @@ impl Node {
             Event::RelayLost(way) => self.relay_lost(way),
             Event::RelayWanted(via) => self.relay_wanted(via),
             Event::UnknownPeer { network, x25519 } => self.find_by_data_key(network, x25519),
+            Event::PeerUnanswered { network, peer } => self.refresh_record(network, peer),
             Event::AddressWanted { network, ip } => self.find_address(network, ip),
             Event::FramePunted {
                 network,

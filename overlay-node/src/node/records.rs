@@ -44,6 +44,8 @@ const REREAD_WANTED: Duration = Duration::from_secs(10);
 const SYNC_WANTED: Duration = Duration::from_secs(1);
 /// Members asked at the same time.
 const AT_ONCE: usize = 8;
+/// How long after a push that failed it is made again: a member that is there may have been hard to reach for a moment.
+const PUSH_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// How long a member is waited for.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 /// Up to so many members, sessions with all of them are kept; beyond that they are made when frames want to go there.
@@ -253,19 +255,14 @@ impl Node {
             .collect();
         let (swarm, payload) = (self.swarm.clone(), request.encode());
         tokio::spawn(async move {
-            let mut running = JoinSet::new();
-            for (peer, addresses) in targets {
-                if running.len() >= AT_ONCE {
-                    running.join_next().await;
+            let mut missed = push_once(&swarm, targets, &payload).await;
+            for pause in PUSH_AGAIN {
+                if missed.is_empty() {
+                    return;
                 }
-                let (swarm, payload) = (swarm.clone(), payload.clone());
-                running.spawn(async move {
-                    let _missed =
-                        tokio::time::timeout(ASK_WITHIN, swarm.request(peer, &addresses, payload))
-                            .await;
-                });
+                tokio::time::sleep(pause).await;
+                missed = push_once(&swarm, missed, &payload).await;
             }
-            running.join_all().await;
         });
     }
 
@@ -661,6 +658,35 @@ async fn ask_records(
         }
     }
     records
+}
+
+/// A member, and where its control connection is had.
+type Target = (PeerId, Vec<String>);
+
+/// Makes a request of each; gives those who did not answer.
+async fn push_once(swarm: &SwarmHandle, targets: Vec<Target>, payload: &[u8]) -> Vec<Target> {
+    let (mut running, mut missed) = (JoinSet::new(), Vec::new());
+    let mut note = |done: Option<Result<Option<Target>, _>>| {
+        missed.extend(
+            done.and_then(Result::<_, tokio::task::JoinError>::ok)
+                .flatten(),
+        );
+    };
+    for (peer, addresses) in targets {
+        if running.len() >= AT_ONCE {
+            note(running.join_next().await);
+        }
+        let (swarm, payload) = (swarm.clone(), payload.to_vec());
+        running.spawn(async move {
+            let answer =
+                tokio::time::timeout(ASK_WITHIN, swarm.request(peer, &addresses, payload)).await;
+            (!matches!(answer, Ok(Ok(_)))).then_some((peer, addresses))
+        });
+    }
+    while let Some(done) = running.join_next().await {
+        note(Some(done));
+    }
+    missed
 }
 
 /// Reads members' slots; of each, the newest record that its owner signed.

@@ -541,7 +541,9 @@ impl Overlay {
             Event::RelayBound(way) => self.relay_bound(id, way),
             Event::UnknownPeer { x25519, .. } => self.find_by_data_key(id, x25519),
             Event::AddressWanted { ip, .. } => self.find_address(id, ip),
-            Event::SessionDown { peer, .. } => self.read_slot(id, peer),
+            Event::SessionDown { peer, .. } | Event::PeerUnanswered { peer, .. } => {
+                self.read_slot(id, peer);
+            }
             Event::FramePunted { port, frame, .. } => self.handle_punted(id, port, &frame),
             _ => {}
         }

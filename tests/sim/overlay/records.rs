@@ -25,6 +25,9 @@ const SYNC_WANTED: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 8;
 const PUSH_WITHIN: Duration = Duration::from_secs(5);
 
+/// How long after a push that failed it is made again, as the real node does.
+const PUSH_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+
 impl Overlay {
     pub(super) fn refresh_soon(&mut self, id: MemberId) {
         if !std::mem::replace(&mut self.running(id).is_refresh_planned, true) {
@@ -103,12 +106,13 @@ impl Overlay {
                 continue;
             }
             let delay = self.world.random_delay(&self.terms.delay);
-            if !self.world.rng.random_bool(self.terms.loss) {
-                self.plan(
-                    other,
-                    *lane + delay,
-                    Errand::Pushed(Box::new(record.clone())),
-                );
+            let mut at = *lane + delay;
+            for pause in [Duration::ZERO].into_iter().chain(PUSH_AGAIN) {
+                at += pause;
+                if !self.world.rng.random_bool(self.terms.loss) {
+                    self.plan(other, at, Errand::Pushed(Box::new(record.clone())));
+                    break;
+                }
             }
             *lane += 2 * delay;
         }

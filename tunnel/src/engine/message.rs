@@ -184,6 +184,13 @@ pub enum Event {
         /// The key it uses.
         x25519: [u8; 32],
     },
+    /// A peer does not answer our calls: perhaps it is not any more where its record says. Told with each further call.
+    PeerUnanswered {
+        /// In which network.
+        network: NetworkId,
+        /// Which.
+        peer: PeerId,
+    },
     /// A guest asks for an address that nothing is bound to: find it and say `SetBindings` or `NoSuchAddress`.
     AddressWanted {
         /// In which network.

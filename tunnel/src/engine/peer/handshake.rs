@@ -3,7 +3,11 @@
 
 use super::{HEADERS_BYTES, Live, Peer, release};
 use crate::{
-    engine::{context::Context, message::DownReason, network::Local},
+    engine::{
+        context::Context,
+        message::{DownReason, Event},
+        network::Local,
+    },
     session::{Cookie, Established, Initiator, REKEY_JITTER_MAX},
     stats::Counter,
 };
@@ -243,6 +247,10 @@ impl Peer {
             } if now >= retry_at => tries,
             _ => return,
         };
+        if tries > 0 {
+            let (network, peer) = self.key;
+            ctx.tell(Event::PeerUnanswered { network, peer });
+        }
         if tries >= TRIES_MAX {
             self.give_up(ctx, now);
         }
