@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use cli::demo::Node;
-use cli::lab::{Host, Lab, Machine, Nat};
+use cli::lab::{Host, Lab, Machine, Nat, SiteOptions, Stack};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -51,10 +51,17 @@ pub(crate) fn fabric_named(lab: &Lab, name: &str) -> (Node, String) {
 
 /// A host behind a NAT of this kind, at a site of its own.
 pub(crate) fn host_behind(lab: &Lab, nat: Nat, name: &str) -> Host {
-    lab.site(name, nat)
-        .unwrap()
-        .host(&format!("{name}-host"))
-        .unwrap()
+    host_with_stack(lab, name, nat, Stack::Ipv4)
+}
+
+/// A host at a site of its own, `NAME-host`, with these IP versions.
+pub(crate) fn host_with_stack(lab: &Lab, name: &str, nat: Nat, stack: Stack) -> Host {
+    let options = SiteOptions {
+        stack,
+        ..SiteOptions::default()
+    };
+    let site = lab.site_with(name, nat, options).unwrap();
+    site.host(&format!("{name}-host")).unwrap()
 }
 
 /// A node that made a network; `options` are those of `farlan network create`.

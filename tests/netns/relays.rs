@@ -1,10 +1,12 @@
 //! Members that relay for each other on real kernels; the fabric node of each lab does not.
 
-use crate::overlay::{FARLAN, eventually, founder, host_behind, lab, member, ping, within};
+use crate::overlay::{
+    FARLAN, eventually, founder, host_behind, host_with_stack, lab, member, ping, within,
+};
 use crate::reachability::talk::Talk;
 use anyhow::{Context, Result, ensure};
 use cli::demo::Node;
-use cli::lab::{Host, Lab, Machine, Nat, SiteOptions, Stack};
+use cli::lab::{Lab, Machine, Nat, Stack};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -185,24 +187,14 @@ fn a_connection_lives_through_the_loss_of_the_member_that_relays_it() {
     assert_ne!(relay_between(&a, "b-host").unwrap(), used);
 }
 
-/// A host at a site of its own.
-fn host_with(lab: &Lab, name: &str, nat: Nat, stack: Stack) -> Host {
-    let options = SiteOptions {
-        stack,
-        ..SiteOptions::default()
-    };
-    let site = lab.site_with(name, nat, options).unwrap();
-    site.host(&format!("{name}-host")).unwrap()
-}
-
 #[test]
 fn ipv4_alone_and_ipv6_alone_meet_through_a_member_with_both() {
     let lab = lab("relays-dual");
     let (_fabric, bootstraps) = fabric(&lab);
     let relay_host = lab.public_host_with("relay", Stack::Dual).unwrap();
     let relay = founder_at(&relay_host, &bootstraps);
-    let four = host_with(&lab, "four", Nat::PortRestricted, Stack::Ipv4);
-    let six = host_with(&lab, "six", Nat::PortRestricted, Stack::Ipv6);
+    let four = host_with_stack(&lab, "four", Nat::PortRestricted, Stack::Ipv4);
+    let six = host_with_stack(&lab, "six", Nat::PortRestricted, Stack::Ipv6);
     let (a, b) = (member(&four, &relay, "lab"), member(&six, &relay, "lab"));
 
     assert_eq!(meet(&a, &b, "six-host"), "relay");
@@ -215,10 +207,10 @@ fn members_that_share_no_relay_meet_through_two() {
     let (_fabric, bootstraps) = fabric(&lab);
     // The first has IPv4 alone and reaches the public relay, the last IPv6 alone; who has both is behind NATs.
     let one = founder_at(&lab.public_host("one").unwrap(), &bootstraps);
-    let two_host = host_with(&lab, "two", Nat::Symmetric, Stack::Dual);
+    let two_host = host_with_stack(&lab, "two", Nat::Symmetric, Stack::Dual);
     let two = member(&two_host, &one, "lab");
-    let four = host_with(&lab, "four", Nat::Symmetric, Stack::Ipv4);
-    let six = host_with(&lab, "six", Nat::PortRestricted, Stack::Ipv6);
+    let four = host_with_stack(&lab, "four", Nat::Symmetric, Stack::Ipv4);
+    let six = host_with_stack(&lab, "six", Nat::PortRestricted, Stack::Ipv6);
     let (a, b) = (member(&four, &one, "lab"), member(&six, &one, "lab"));
 
     let via = meet(&a, &b, "six-host");

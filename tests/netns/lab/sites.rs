@@ -1,6 +1,7 @@
 //! What each kind of site lets through, seen by plain sockets.
 
 use super::{PATIENCE, mapping_seen, receive};
+use crate::overlay::host_with_stack;
 use anyhow::Result;
 use cli::lab::{Host, Lab, Machine, Nat, Outbound, Site, SiteOptions, Stack};
 use std::io::{Read, Write};
@@ -309,22 +310,13 @@ fn a_site_with_ssh_alone_lets_out_tcp_22_to_its_gateway() {
     assert!(!udp_leaves(&host, &data));
 }
 
-fn with_stack(lab: &Lab, name: &str, nat: Nat, stack: Stack) -> Host {
-    let options = SiteOptions {
-        stack,
-        ..SiteOptions::default()
-    };
-    let site = lab.site_with(name, nat, options).unwrap();
-    site.host(&format!("{name}-host")).unwrap()
-}
-
 #[test]
 fn a_site_with_ipv6_alone_has_no_way_to_ipv4_and_a_firewall_to_ipv6() {
     let lab = Lab::start("ipv6-only").unwrap();
     let public = lab.public_host_with("public", Stack::Dual).unwrap();
     let stranger = lab.public_host_with("stranger", Stack::Ipv6).unwrap();
-    let host = with_stack(&lab, "six", Nat::PortRestricted, Stack::Ipv6);
-    let other = with_stack(&lab, "other", Nat::PortRestricted, Stack::Ipv6);
+    let host = host_with_stack(&lab, "six", Nat::PortRestricted, Stack::Ipv6);
+    let other = host_with_stack(&lab, "other", Nat::PortRestricted, Stack::Ipv6);
 
     let (four, six) = (at(&public, 4001), at6(&public, 4001));
     assert!(!udp_leaves(&host, &four));
@@ -360,7 +352,7 @@ fn a_public_site_with_ipv6_filters_nothing() {
         &lab.public_host_with("stranger", Stack::Dual).unwrap(),
         4001,
     );
-    let host = with_stack(&lab, "open", Nat::Public, Stack::Dual);
+    let host = host_with_stack(&lab, "open", Nat::Public, Stack::Dual);
 
     let client = at6(&host, 5000);
     assert!(reaches(&stranger, client.local_addr().unwrap(), &client));
