@@ -150,11 +150,11 @@ impl Lab {
         };
         let internet = lab.machine("internet")?;
         internet.trust_addresses()?;
-        internet.ip(&[
-            &format!("link add {INTERNET_BRIDGE} type bridge mcast_snooping 0"),
-            &format!("addr add {INTERNET_ADDRESS}/16 dev {INTERNET_BRIDGE}"),
-            &format!("link set {INTERNET_BRIDGE} up"),
-        ])?;
+        // Its Ethernet address stays whoever is plugged in: hosts that have asked for it do not ask again for half a minute.
+        internet.bridge(INTERNET_BRIDGE, &[])?;
+        internet.ip(&[&format!(
+            "addr add {INTERNET_ADDRESS}/16 dev {INTERNET_BRIDGE}"
+        )])?;
         internet.forward_packets()?;
         *lab.internet.borrow_mut() = Some(internet);
         Ok(lab)

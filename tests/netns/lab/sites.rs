@@ -3,7 +3,7 @@
 use super::{PATIENCE, mapping_seen, receive};
 use crate::overlay::host_with_stack;
 use anyhow::Result;
-use cli::lab::{Host, Lab, Machine, Nat, Outbound, Site, SiteOptions, Stack};
+use cli::lab::{Host, INTERNET_BRIDGE, Lab, Machine, Nat, Outbound, Site, SiteOptions, Stack};
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 
@@ -378,4 +378,16 @@ fn a_dual_stack_site_translates_ipv4_and_not_ipv6() {
         !reaches(&at6(&public, 4002), seen, &client),
         "IPv6 has a firewall"
     );
+}
+
+#[test]
+fn the_internet_keeps_its_ethernet_address_whoever_is_plugged_in() {
+    let lab = Lab::start("address").unwrap();
+    let path = format!("/sys/class/net/{INTERNET_BRIDGE}/address");
+    let address = || lab.internet().read_file(&path).unwrap();
+    let before = address();
+    for name in ["one", "two"] {
+        lab.public_host(name).unwrap();
+        assert_eq!(address(), before, "after {name}");
+    }
 }
