@@ -124,6 +124,52 @@ fn a_node_that_gets_out_by_ssh_only_joins_and_goes_back_to_udp_by_itself() {
     assert!(!processes.contains("farlan"), "{processes}");
 }
 
+/// The processes of `ssh -W`, oldest first.
+fn connections(host: &Host) -> Vec<String> {
+    let found = host.sh("pgrep -f '^ssh .* -W ' || true").unwrap();
+    let mut ids: Vec<u32> = found
+        .lines()
+        .map(|line| line.trim().parse().unwrap())
+        .collect();
+    ids.sort_unstable();
+    ids.iter().map(u32::to_string).collect()
+}
+
+#[test]
+fn much_traffic_through_ssh_takes_several_connections_and_the_end_of_one_is_no_end() {
+    let lab = lab("ssh-several");
+    let (_fabric, bootstrap) = fabric(&lab);
+    let (first, first_address) = public_founder(&lab, &bootstrap);
+    let gateway = lab.public_host("gateway").unwrap();
+    let options = SiteOptions {
+        outbound: Outbound::Ssh(gateway.address()),
+        ..SiteOptions::default()
+    };
+    let site = lab.site_with("cell", Nat::Masquerade, options).unwrap();
+    let host = site.host("inmate").unwrap();
+    let _daemon = sshd(&gateway, &ssh_key(&host));
+    let via = format!("ssh://root@{}", gateway.address());
+    let _second = join(&host, &first, &["--via", &via]);
+    eventually(|| ping(&host, &first_address)).unwrap();
+    let quiet = connections(&host);
+
+    // 5.6 Mbit/s each way.
+    let busy = ["ping", "-q", "-i", "0.002", "-c", "4000", "-s", "1400"];
+    let argv = [&busy[..], &[&first_address]].concat();
+    let said = host.run(&argv).unwrap();
+    assert!(said.contains(" 0% packet loss"), "{said}");
+    let many = connections(&host);
+    assert_eq!(many.len(), quiet.len() + 3, "{quiet:?}, then {many:?}");
+
+    let talk = Talk::by_tcp(&host, first.machine(), &first_address).unwrap();
+    host.run(&["kill", "-KILL", many.last().unwrap()]).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    let worst = talk.worst();
+    talk.end().unwrap();
+    assert!(worst < PAUSE_MAX, "it paused for {worst:?}");
+    assert_eq!(connections(&host).len(), many.len() - 1);
+}
+
 #[test]
 fn an_ssh_gateway_that_refuses_is_named_with_its_reason() {
     let lab = lab("ssh-refused");

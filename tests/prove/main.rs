@@ -77,7 +77,7 @@ fn main() -> Result<()> {
     {
         return memory::hold(sessions, far);
     }
-    let parts: [Part; 11] = [
+    let parts: [Part; 12] = [
         ("first-ping-direct", |amount| {
             let goal = Duration::from_secs(3);
             first_ping(amount, Nat::PortRestricted, "direct", goal)
@@ -93,6 +93,7 @@ fn main() -> Result<()> {
         ("relay", transfer::relay),
         ("lossy-path", transfer::lossy),
         ("ssh", ssh::ssh),
+        ("ssh-lossy", ssh::ssh_lossy),
         ("moved", moved::moved),
         ("matrix", matrix::matrix),
         ("crowd", crowd::crowd),

@@ -2,10 +2,10 @@
 
 use crate::measuring::{Spread, reported, stream};
 use crate::overlay::{FARLAN, fabric, founder, lab, ssh_key, sshd};
-use crate::{Amount, Measured, row, table, until_answered};
+use crate::{Amount, Measured, row, table, until_answered, wire};
 use anyhow::{Context, Result};
 use cli::demo::Node;
-use cli::lab::{Host, Nat, Outbound, Site, SiteOptions};
+use cli::lab::{Machine, Nat, Outbound, Site, SiteOptions};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,17 @@ const SHARE_GOAL: f64 = 0.7;
 /// How long a path's size takes to be found out, at most.
 const SETTLING: Duration = Duration::from_secs(8);
 
+/// A link over which one connection is slow (Mathis et al. 1997: 12 Mbit/s or so).
+const LONG_DELAY: Duration = Duration::from_millis(20);
+const LONG_LOSS: f64 = 0.001;
+const LONG_ADDRESSES: [&str; 2] = ["198.18.200.1", "198.18.200.2"];
+
+/// Of what ssh carries by one connection.
+const LONG_SHARE_GOAL: f64 = 1.5;
+
+/// What an earlier stream left in ssh's buffers is out of them by then, and its server free again.
+const DRAINING: Duration = Duration::from_secs(3);
+
 /// Where ssh's own forwarding listens.
 const FORWARDED_PORT: &str = "5301";
 
@@ -35,11 +46,12 @@ struct Carried {
 }
 
 impl Carried {
-    fn add(&mut self, host: &Host, target: &str, port: &str, seconds: u64) -> Result<()> {
+    fn add(&mut self, host: &Machine, target: &str, port: &str, seconds: u64) -> Result<()> {
         for (values, options) in [
-            (&mut self.up, &["-p", port][..]),
-            (&mut self.down, &["-p", port, "-R"]),
+            (&mut self.up, &["-C", "cubic", "-p", port][..]),
+            (&mut self.down, &["-C", "cubic", "-p", port, "-R"]),
         ] {
+            thread::sleep(DRAINING);
             let report = stream(host, target, seconds, options)?;
             values.push(reported(&report, "/sum_received/bits_per_second")? / 1e6);
         }
@@ -55,11 +67,95 @@ fn limit(site: &Site<'_>) -> Result<()> {
     Ok(())
 }
 
+/// What came of joining through gateways, and of TCP both ways.
+#[derive(Default)]
+struct Seen {
+    joined: Vec<Duration>,
+    ready: Vec<Duration>,
+    /// By ssh's own forwarding.
+    outside: Carried,
+    inside: Carried,
+}
+
+impl Seen {
+    /// Joins from `host` through the gateway at `gateway`, whose sshd runs, and measures by turns.
+    fn add(
+        &mut self,
+        first: &Node,
+        host: &Machine,
+        gateway: &str,
+        far: &str,
+        seconds: u64,
+    ) -> Result<()> {
+        let invite = first.invite("lab")?;
+        let login = format!("root@{gateway}");
+        let via = format!("ssh://{login}");
+        let began = Instant::now();
+        let (_second, _ready) = Node::up_with_invite_and(host, FARLAN, &invite, &["--via", &via])?;
+        self.ready.push(began.elapsed());
+        let target = first.address("lab")?;
+        self.joined.push(until_answered(host, &target, began)?);
+
+        let port = SERVED_PORT.to_string();
+        let _server = first
+            .machine()
+            .spawn("iperf3", &["iperf3", "-s", "-p", &port])?;
+        let forwarded = format!("{FORWARDED_PORT}:{far}:{port}");
+        let option = "ExitOnForwardFailure=yes";
+        let words = ["ssh", "-N", "-o", option, "-L", &forwarded, &login];
+        let _forwarding = host.spawn("ssh", &words)?;
+        thread::sleep(SETTLING);
+        for _ in 0..2 {
+            self.outside
+                .add(host, "127.0.0.1", FORWARDED_PORT, seconds)?;
+            self.inside.add(host, &target, &port, seconds)?;
+        }
+        Ok(())
+    }
+
+    /// The shares of what ssh carries that the overlay does, up and down.
+    fn shares(&self) -> [f64; 2] {
+        let share = |pick: fn(&Carried) -> &Vec<f64>| {
+            let median = |of| Spread::of(pick(of).iter().copied()).median;
+            median(&self.inside) / median(&self.outside)
+        };
+        [share(|of| &of.up), share(|of| &of.down)]
+    }
+
+    fn table(&mut self) -> Vec<String> {
+        let cell = |values: &[f64]| {
+            let Spread {
+                median,
+                least,
+                most,
+            } = Spread::of(values.iter().copied());
+            format!("{median:.1} ({least:.1}–{most:.1})")
+        };
+        let line = |what: &str, of: &Carried| {
+            format!("| {what} | {} | {} |", cell(&of.up), cell(&of.down))
+        };
+        let mut lines = table(vec![
+            row("`farlan up` to its address", &mut self.ready),
+            row("`farlan up` to the first answer", &mut self.joined),
+        ]);
+        lines.extend([
+            String::new(),
+            "| TCP, Mbit/s | up | down |".to_owned(),
+            "|---|---:|---:|".to_owned(),
+            line("forwarded by ssh", &self.outside),
+            line("through the overlay, by ssh", &self.inside),
+        ]);
+        lines
+    }
+}
+
+fn seconds(amount: Amount) -> u64 {
+    if amount.runs > 2 { 10 } else { 4 }
+}
+
 /// Joining, and TCP both ways, through a gateway's SSH.
 pub(crate) fn ssh(amount: Amount) -> Result<Measured> {
-    let seconds = if amount.runs > 2 { 10 } else { 4 };
-    let (mut joined, mut ready) = (Vec::new(), Vec::new());
-    let (mut outside, mut inside) = (Carried::default(), Carried::default());
+    let (mut seen, seconds) = (Seen::default(), seconds(amount));
     for _ in 0..amount.runs {
         let lab = lab("ssh-speed");
         let (_fabric, bootstrap) = fabric(&lab);
@@ -74,69 +170,62 @@ pub(crate) fn ssh(amount: Amount) -> Result<Measured> {
         limit(&site)?;
         let host = site.host("inmate")?;
         let _daemon = sshd(&gateway, &ssh_key(&host));
-        let invite = first.invite("lab")?;
-        let gateway = format!("root@{}", gateway.address());
-
-        let began = Instant::now();
-        let via = format!("ssh://{gateway}");
-        let (_second, _ready) = Node::up_with_invite_and(&host, FARLAN, &invite, &["--via", &via])?;
-        ready.push(began.elapsed());
-        let target = first.address("lab")?;
-        joined.push(until_answered(&host, &target, began)?);
-
-        let port = SERVED_PORT.to_string();
-        let _server = far.spawn("iperf3", &["iperf3", "-s", "-p", &port])?;
-        let forwarded = format!("{FORWARDED_PORT}:{}:{port}", far.address());
-        let words = [
-            "ssh",
-            "-N",
-            "-o",
-            "ExitOnForwardFailure=yes",
-            "-L",
-            &forwarded,
-            &gateway,
-        ];
-        let _forwarding = host.spawn("ssh", &words)?;
-        thread::sleep(SETTLING);
-        for _ in 0..2 {
-            outside.add(&host, "127.0.0.1", FORWARDED_PORT, seconds)?;
-            inside.add(&host, &target, &port, seconds)?;
-        }
+        let [gateway, far] = [gateway, far].map(|host| host.address().to_string());
+        seen.add(&first, &host, &gateway, &far, seconds)?;
     }
-    let spread = |values: &[f64]| Spread::of(values.iter().copied());
-    let cell = |values: &[f64]| {
-        let Spread {
-            median,
-            least,
-            most,
-        } = spread(values);
-        format!("{median:.1} ({least:.1}–{most:.1})")
-    };
-    let line =
-        |what: &str, of: &Carried| format!("| {what} | {} | {} |", cell(&of.up), cell(&of.down));
-    let share = |pick: fn(&Carried) -> &Vec<f64>| {
-        spread(pick(&inside)).median / spread(pick(&outside)).median
-    };
-    let (up, down) = (share(|of| &of.up), share(|of| &of.down));
-    let worst = *joined.iter().max().context("it ran")?;
-    let mut lines = table(vec![
-        row("`farlan up` to its address", &mut ready),
-        row("`farlan up` to the first answer", &mut joined),
-    ]);
-    lines.extend([
-        String::new(),
-        "| TCP, Mbit/s | up | down |".to_owned(),
-        "|---|---:|---:|".to_owned(),
-        line("forwarded by ssh", &outside),
-        line("through the overlay, by ssh", &inside),
-        format!(
-            "\n{} sites, each twice {seconds} s by turns, medians and ranges; a link of 100 Mbit/s each way (`tbf {LINK}`). The overlay carries {up:.2} of what ssh carries upwards, {down:.2} downwards (goal: {SHARE_GOAL}); joined within 15 s: {}.",
-            amount.runs,
-            if worst < JOINED_GOAL { "always" } else { "not always" },
-        ),
-    ]);
+    let [up, down] = seen.shares();
+    let worst = *seen.joined.iter().max().context("it ran")?;
+    let mut lines = seen.table();
+    lines.push(format!(
+        "\n{} sites, each twice {seconds} s by turns, medians and ranges; a link of 100 Mbit/s each way (`tbf {LINK}`). The overlay carries {up:.2} of what ssh carries upwards, {down:.2} downwards (goal: {SHARE_GOAL}); joined within 15 s: {}.",
+        amount.runs,
+        if worst < JOINED_GOAL { "always" } else { "not always" },
+    ));
     Ok(Measured {
         kept: up >= SHARE_GOAL && down >= SHARE_GOAL && worst < JOINED_GOAL,
+        lines,
+    })
+}
+
+/// The same over a long link that loses, where one connection cannot carry what the link could.
+pub(crate) fn ssh_lossy(amount: Amount) -> Result<Measured> {
+    let (mut seen, seconds) = (Seen::default(), 2 * seconds(amount));
+    for _ in 0..amount.runs {
+        let lab = lab("ssh-lossy");
+        let (_fabric, bootstrap) = fabric(&lab);
+        let far = lab.public_host("founder")?;
+        let first = founder(&far, &bootstrap, "lab", &[]);
+        let (gateway, host) = (lab.public_host("gateway")?, lab.machine("inmate")?);
+        wire::lay((&gateway, &host), "wire", LONG_DELAY, LONG_LOSS)?;
+        for (machine, address) in [(&*gateway, LONG_ADDRESSES[0]), (&host, LONG_ADDRESSES[1])] {
+            machine.ip(&[
+                &format!("address add {address}/24 dev wire"),
+                "link set wire up",
+            ])?;
+            machine.sh(&format!("tc qdisc add dev wire root tbf {LINK}"))?;
+            machine.ip(&["route change 198.18.200.0/24 dev wire congctl cubic"])?; // what Linux has where nobody chose
+        }
+        let _daemon = sshd(&gateway, &ssh_key(&host));
+        seen.add(
+            &first,
+            &host,
+            LONG_ADDRESSES[0],
+            &far.address().to_string(),
+            seconds,
+        )?;
+    }
+    let [up, down] = seen.shares();
+    let worst = *seen.joined.iter().max().context("it ran")?;
+    let mut lines = seen.table();
+    lines.push(format!(
+        "\n{} sites, each twice {seconds} s by turns, medians and ranges; 100 Mbit/s each way (`tbf {LINK}`), {} ms there and back, {} % of the frames lost each way. The overlay carries {up:.2} of what ssh's one connection carries upwards, {down:.2} downwards (goal: {LONG_SHARE_GOAL}); joined within 15 s: {}.",
+        amount.runs,
+        2 * LONG_DELAY.as_millis(),
+        100.0 * LONG_LOSS,
+        if worst < JOINED_GOAL { "always" } else { "not always" },
+    ));
+    Ok(Measured {
+        kept: up >= LONG_SHARE_GOAL && down >= LONG_SHARE_GOAL && worst < JOINED_GOAL,
         lines,
     })
 }

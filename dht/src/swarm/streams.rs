@@ -31,7 +31,7 @@ impl StreamService {
     pub const fn alpn(self) -> &'static [u8] {
         match self {
             Self::Control => b"farlan-control/1",
-            Self::Datagrams => b"farlan-datagrams/1",
+            Self::Datagrams => b"farlan-datagrams/2",
         }
     }
 

@@ -71,6 +71,7 @@ pub async fn run_fabric(
         let services = StreamServices {
             control: locally(config.listen[0]),
             udp: Arc::clone(&service),
+            bundles: Arc::default(),
         };
         server
             .serve(&identity, &services, &config.stop)

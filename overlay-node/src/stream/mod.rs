@@ -8,9 +8,11 @@
 //! To the data plane a relay behind a stream is a relay at an address of this host. `opener` finds the way out, `carrier`
 //! moves datagrams, `server` is the fabric node's end. When which way is taken is decided in `node::fabric_client`.
 
+mod bundle;
 mod carrier;
 mod opener;
 mod proxy;
+mod resequencer;
 mod server;
 mod ssh;
 mod via;

@@ -1,7 +1,8 @@
 //! The fabric node's end of streams: takes TLS on one port, and joins each stream to the control port or to the UDP services.
 
 use super::{
-    carrier::{carry, loopback_socket},
+    bundle::{Bundle, BundleId, Waiting},
+    carrier::loopback_socket,
     tune,
 };
 use dht::{
@@ -12,11 +13,11 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
     time::{sleep, timeout},
 };
@@ -41,6 +42,7 @@ pub(crate) struct StreamServices {
     pub(crate) control: SocketAddr,
     /// STUN and relay.
     pub(crate) udp: Arc<FabricService>,
+    pub(crate) bundles: Arc<Bundles>,
 }
 
 /// Takes streams.
@@ -195,7 +197,7 @@ async fn serve_one(
     let service = stream.get_ref().1.alpn_protocol();
     match service.and_then(StreamService::from_alpn) {
         Some(StreamService::Control) => serve_control(stream, services.control).await,
-        Some(StreamService::Datagrams) => serve_datagrams(stream, from, &services.udp).await,
+        Some(StreamService::Datagrams) => serve_datagrams(stream, from, services).await,
         None => Err(io::Error::other("it does not say what it is for")),
     }
 }
@@ -208,32 +210,75 @@ async fn serve_control(mut stream: TlsStream<TcpStream>, control: SocketAddr) ->
 }
 
 async fn serve_datagrams(
-    stream: TlsStream<TcpStream>,
+    mut stream: TlsStream<TcpStream>,
     from: SocketAddr,
-    services: &FabricService,
+    services: &StreamServices,
 ) -> io::Result<()> {
-    let udp = loopback_socket(services.main_addr()).await?;
-    let local = udp.local_addr()?;
-    let _open = OpenStream::new(services, local, from.ip().to_canonical());
-    carry(&udp, stream).await
+    let mut id = BundleId::default();
+    timeout(HELLO_WITHIN, stream.read_exact(&mut id))
+        .await
+        .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let joined = services.bundles.join(id, from, &services.udp).await?;
+    joined.bundle.carry(stream).await
 }
 
-/// The relay knows who is behind a stream while this lives.
-struct OpenStream<'a> {
-    services: &'a FabricService,
-    local: SocketAddr,
+/// The bundles whose streams end here.
+#[derive(Default)]
+pub(crate) struct Bundles {
+    open: Mutex<BTreeMap<BundleId, Weak<OpenBundle>>>,
+    waiting: Waiting,
 }
 
-impl<'a> OpenStream<'a> {
-    fn new(services: &'a FabricService, local: SocketAddr, client: IpAddr) -> Self {
-        services.open_stream(local, client);
-        Self { services, local }
+impl Bundles {
+    /// The bundle of this name, which is opened by its first stream.
+    async fn join(
+        self: &Arc<Self>,
+        id: BundleId,
+        from: SocketAddr,
+        udp: &Arc<FabricService>,
+    ) -> io::Result<Arc<OpenBundle>> {
+        let socket = loopback_socket(udp.main_addr()).await?;
+        let mut bundles = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = bundles.get(&id).and_then(Weak::upgrade) {
+            return Ok(open);
+        }
+        let local = socket.local_addr()?;
+        udp.open_stream(local, from.ip().to_canonical());
+        let open = Arc::new(OpenBundle {
+            bundle: Bundle::new(socket, Arc::clone(&self.waiting)),
+            id,
+            local,
+            services: Arc::clone(udp),
+            bundles: Arc::clone(self),
+        });
+        bundles.insert(id, Arc::downgrade(&open));
+        Ok(open)
     }
 }
 
-impl Drop for OpenStream<'_> {
+/// The relay knows who is behind a bundle of streams while this lives.
+struct OpenBundle {
+    bundle: Bundle,
+    id: BundleId,
+    local: SocketAddr,
+    services: Arc<FabricService>,
+    bundles: Arc<Bundles>,
+}
+
+impl Drop for OpenBundle {
     fn drop(&mut self) {
         self.services.close_stream(self.local);
+        let mut bundles = self
+            .bundles
+            .open
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if bundles
+            .get(&self.id)
+            .is_some_and(|open| open.strong_count() == 0)
+        {
+            bundles.remove(&self.id);
+        }
     }
 }
 
@@ -267,6 +312,7 @@ mod tests {
         let services = StreamServices {
             control: echo.local_addr().unwrap(),
             udp: Arc::clone(&udp),
+            bundles: Arc::default(),
         };
         tokio::spawn(async move {
             while let Ok((mut tcp, _)) = echo.accept().await {
