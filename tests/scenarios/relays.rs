@@ -98,10 +98,8 @@ fn the_loss_of_the_relay_in_use_costs_less_than_two_seconds_where_another_is_sha
         gaps[gaps.len() / 2],
         gaps.last()
     );
-    // Where the two shared one relay alone when it was lost, another is got first: one loss in 80, and 6 s.
     let slow: Vec<_> = gaps.iter().filter(|(gap, _)| *gap >= 2 * SECOND).collect();
-    assert!(slow.len() * 40 <= gaps.len(), "{slow:?}");
-    assert!(slow.iter().all(|(gap, _)| *gap < 10 * SECOND), "{slow:?}");
+    assert!(slow.is_empty(), "{slow:?}");
 }
 
 #[test]
@@ -117,9 +115,14 @@ fn members_take_over_when_no_fabric_node_relays_any_more() {
         overlay.ping_train(a, b, 10, 56);
         assert_eq!(overlay.relay_between(a, b), None, "by the fabric, seed {n}");
 
+        // They relay no more, or are gone altogether, and the control plane with them.
         overlay.terms.fabric_relays = false;
         for host in overlay.infrastructure().to_vec() {
-            overlay.start_infrastructure(host); // with no memory of places
+            if n % 2 == 0 {
+                overlay.start_infrastructure(host); // with no memory of places
+            } else {
+                overlay.world.set_link_up(host, false);
+            }
         }
 
         let gap = longest_gap(&mut overlay, a, b, 60 * SECOND);
@@ -132,8 +135,8 @@ fn members_take_over_when_no_fabric_node_relays_any_more() {
         gaps[gaps.len() / 2],
         gaps.last()
     );
-    // A relay counts as lost after 8 s; then a place is asked for, and peers read of it.
-    assert!(gaps.last().is_some_and(|(gap, _)| *gap < 45 * SECOND));
+    let slow: Vec<_> = gaps.iter().filter(|(gap, _)| *gap >= 2 * SECOND).collect();
+    assert!(slow.is_empty(), "{slow:?}");
 }
 
 #[test]
@@ -171,6 +174,5 @@ fn members_that_share_no_relay_meet_through_two() {
         };
         assert!(relayed(one) > 20 && relayed(two) > 20, "seed {n}");
     }
-    // Known: 27 is such a seed, and why is not.
-    assert!(apart.len() * 40 <= seeds() as usize, "seeds {apart:?}");
+    assert!(apart.is_empty(), "seeds {apart:?}");
 }

@@ -1,6 +1,6 @@
 //! The relays that this node uses: places at members are asked for and given up here, those at fabric nodes come from the
-//! node. Which two are held ready is decided in [`crate::relay::choice`]; a few more are had where a peer has its places and
-//! no relay is shared with it otherwise.
+//! node. Which two are held ready is decided in [`crate::relay::choice`]; a member is held in reserve beside two fabric nodes; a
+//! few more are had where a peer has its places and no relay is shared with it otherwise.
 
 use super::{PeerKey, message::Event};
 use crate::{
@@ -41,10 +41,17 @@ pub(super) struct MemberView {
     pub(super) offer: RelayOffer,
     /// The path in use, with its round trip.
     pub(super) path: Option<(PathAddr, Duration)>,
-    /// Where it has places, best first; empty where no relay is needed to reach it.
-    pub(super) needs: Vec<PeerId>,
+    /// Where it has places, best first, as it said last and as its record says; empty where no relay is needed to reach it.
+    pub(super) needs: [Vec<PeerId>; 2],
     /// Whose relay the path in use goes through last.
     pub(super) through: Option<PeerId>,
+}
+
+impl MemberView {
+    /// Whether it is reached through relays only.
+    fn is_needy(&self) -> bool {
+        self.needs.iter().any(|list| !list.is_empty())
+    }
 }
 
 /// Asked ──place──▶ Held ──lost──▶ Refused ──30 s──▶ asked again, if still of use
@@ -74,6 +81,10 @@ pub(super) struct Relays {
     places: BTreeMap<PeerId, Place>,
     /// Held ready, best first.
     ready: Vec<PeerId>,
+    /// A member, held beside fabric nodes while relays are needed: those may all be lost at once, and with them the way to
+    /// tell a peer of other relays.
+    reserve: Option<PeerId>,
+    need: Option<Need>,
     /// Had because peers are there, and until when.
     wanted: BTreeMap<PeerId, Instant>,
     /// Fabric nodes the node was asked for, and when.
@@ -85,6 +96,13 @@ pub(super) struct Relays {
     grants: Vec<RelayGrant>,
     looked_at: Option<Instant>,
     look_at: Option<Instant>,
+}
+
+/// Since when some peer is reached through relays only, and how long a member is held in reserve for that.
+#[derive(Clone, Copy)]
+struct Need {
+    since: Instant,
+    until: Instant,
 }
 
 /// A place that a member gave: its number, and the key that proves whose it is.
@@ -106,6 +124,8 @@ impl Relays {
             fabric: Vec::new(),
             places: BTreeMap::new(),
             ready: Vec::new(),
+            reserve: None,
+            need: None,
             wanted: BTreeMap::new(),
             sought: BTreeMap::new(),
             ask_members_at: None,
@@ -181,7 +201,9 @@ impl Relays {
         let bound = self.client.bound();
         self.want(&bound, members, &mut look, now);
         let offers = self.offers(&bound, members, now);
-        self.ready = choice::choose(&self.ready, &offers);
+        let held: Vec<PeerId> = self.ready.iter().copied().chain(self.reserve).collect();
+        self.ready = choice::choose(&held, &offers);
+        self.keep_reserve(&held, members, now);
         let mut places = std::mem::take(&mut self.places);
         places.retain(|via, place| {
             self.uses(*via) || matches!(place, Place::Refused { until } if *until > now)
@@ -190,6 +212,7 @@ impl Relays {
         let used: Vec<PeerId> = self
             .ready
             .iter()
+            .chain(&self.reserve)
             .chain(self.wanted.keys())
             .copied()
             .collect();
@@ -201,9 +224,9 @@ impl Relays {
         look
     }
 
-    /// Whether this relay is held ready, or had because peers are there.
+    /// Whether this relay is held ready or in reserve, or had because peers are there.
     pub(super) fn uses(&self, via: PeerId) -> bool {
-        self.ready.contains(&via) || self.wanted.contains_key(&via)
+        self.ready.contains(&via) || self.reserve == Some(via) || self.wanted.contains_key(&via)
     }
 
     /// The ways in that lead through relays, best first.
@@ -211,9 +234,8 @@ impl Relays {
         let mut bound = self.client.bound();
         bound.retain(|place| self.uses(place.way.via));
         let rank = |place: &BoundPlace| {
-            let mut ready = self.ready.iter();
-            ready
-                .position(|via| *via == place.way.via)
+            let mut held = self.ready.iter().chain(&self.reserve);
+            held.position(|via| *via == place.way.via)
                 .unwrap_or(usize::MAX)
         };
         bound.sort_by_key(rank);
@@ -261,34 +283,67 @@ impl Relays {
             SHORT_FOR
         };
         let ask_at = *self.ask_members_at.get_or_insert(now + wait);
-        for member in members {
+        let is_held = |via: &PeerId| self.ready.contains(via) || self.reserve == Some(*via);
+        let willing = self.willing(members, now);
+        let due = willing.filter(|offer| now >= ask_at || is_held(&offer.via));
+        offers.extend(due);
+        offers
+    }
+
+    /// Members that would give a place, as far as is known, and that are reached directly; each once.
+    fn willing(&self, members: &[MemberView], now: Instant) -> impl Iterator<Item = Offer> {
+        let offer = |member: &MemberView| {
             let class = match member.offer {
-                RelayOffer::None => continue,
+                RelayOffer::None => return None,
                 RelayOffer::Restricted => Class::Restricted,
                 RelayOffer::Open => Class::Open,
             };
             let via = member.key.1;
-            let straight = member
-                .path
-                .filter(|(addr, _)| matches!(addr, PathAddr::Direct(_)));
-            let is_due = now >= ask_at || self.ready.contains(&via);
-            if let Some((_, rtt)) = straight
-                && is_due
-                && !self.is_refused(via, now)
-                && !offers.iter().any(|offer| offer.via == via)
-            {
-                let rtt = (!rtt.is_zero()).then_some(rtt);
-                offers.push(Offer { via, class, rtt });
-            }
-        }
-        offers
+            let (addr, rtt) = member.path?;
+            let is_asked = matches!(addr, PathAddr::Direct(_)) && !self.is_refused(via, now);
+            let rtt = (!rtt.is_zero()).then_some(rtt);
+            is_asked.then_some((via, Offer { via, class, rtt }))
+        };
+        let offers: BTreeMap<_, _> = members.iter().rev().filter_map(offer).collect();
+        offers.into_values()
+    }
+
+    /// While a peer is reached through relays only, and those are all fabric nodes': one of `held` if that can be, else a member
+    /// that everybody reaches, best one where such a peer has its place already.
+    fn keep_reserve(&mut self, held: &[PeerId], members: &[MemberView], now: Instant) {
+        let needy: Vec<_> = members.iter().filter(|peer| peer.is_needy()).collect();
+        self.need = if needy.iter().any(|peer| peer.path.is_some()) {
+            let since = self.need.map_or(now, |need| need.since);
+            let until = now + WANTED_FOR;
+            Some(Need { since, until })
+        } else {
+            self.need.filter(|need| now < need.until)
+        };
+        let is_due = self.need.is_some_and(|need| now >= need.since + SHORT_FOR);
+        let has_member = members
+            .iter()
+            .any(|member| self.ready.contains(&member.key.1));
+        let is_there = |via| {
+            needy
+                .iter()
+                .any(|peer| peer.needs.iter().flatten().any(|at| *at == via))
+        };
+        let rank = |offer: &Offer| {
+            let (via, rtt) = (offer.via, offer.rtt.unwrap_or(Duration::MAX));
+            (offer.class, !held.contains(&via), !is_there(via), rtt, via)
+        };
+        let best = self.willing(members, now).min_by_key(rank);
+        self.reserve = best
+            .filter(|_| is_due && !has_member)
+            .map(|offer| offer.via);
     }
 
     fn is_refused(&self, via: PeerId, now: Instant) -> bool {
         matches!(self.places.get(&via), Some(Place::Refused { until }) if *until > now)
     }
 
-    /// Which relays of peers we should have, too: without a direct path there should be two that are shared.
+    /// Which relays of peers we should have, too: without a direct path there should be two that are shared, and a member's
+    /// among them, for fabric nodes may all be lost at once.
     fn want(
         &mut self,
         bound: &[BoundPlace],
@@ -297,47 +352,63 @@ impl Relays {
         now: Instant,
     ) {
         self.sought.retain(|_, at| now < *at + REFUSED_FOR);
-        let mut needy: Vec<_> = members
-            .iter()
-            .filter(|member| !member.needs.is_empty())
-            .collect();
-        needy.sort_by_key(|member| member.path.is_none()); // those who are there before those who may be away
-        for member in needy {
-            let is_ours = |via: &&PeerId| {
-                let is_bound = bound.iter().any(|place| place.way.via == **via);
-                is_bound || (self.uses(**via) && !self.is_refused(**via, now))
-            };
-            let mut shared: Vec<PeerId> = member.needs.iter().filter(is_ours).copied().collect();
-            for via in &member.needs {
-                if shared.len() >= READY {
-                    break;
-                }
-                if shared.contains(via) || self.wanted.len() >= WANTED_MAX {
-                    continue;
-                }
-                let mut relays = members
-                    .iter()
-                    .filter(|other| other.key.1 == *via)
-                    .peekable();
-                let is_member = relays.peek().is_some();
-                if relays.any(|relay| self.could_give(relay, now)) {
-                    self.wanted.insert(*via, now + WANTED_FOR);
-                    shared.push(*via);
-                } else if !is_member && self.sought.len() < SOUGHT_MAX {
-                    self.sought.entry(*via).or_insert_with(|| {
-                        look.events.push(Event::RelayWanted(*via));
-                        now
-                    });
+        let mut needy: Vec<_> = members.iter().filter(|peer| peer.is_needy()).collect();
+        needy.sort_by_key(|peer| peer.path.is_none()); // those who are there before those who may be away
+        let is_member = |via: &PeerId| members.iter().any(|member| member.key.1 == *via);
+        for peer in needy {
+            let mut shared: Vec<PeerId> = peer.through.into_iter().collect();
+            for list in &peer.needs {
+                let theirs: Vec<PeerId> = list.iter().copied().filter(is_member).collect();
+                for (list, count) in [(list, READY), (&theirs, 1)] {
+                    shared.extend(self.share(list, count, bound, members, look, now));
                 }
             }
             // What is shared is kept as long as it is needed.
-            for via in shared.into_iter().chain(member.through) {
+            for via in shared {
                 if let Some(until) = self.wanted.get_mut(&via) {
                     *until = now + WANTED_FOR;
                 }
             }
         }
         self.wanted.retain(|_, until| now < *until);
+    }
+
+    /// Sees to it that so many relays of a list are ours as well, as far as can be; gives those that are, or will be.
+    fn share(
+        &mut self,
+        list: &[PeerId],
+        count: usize,
+        bound: &[BoundPlace],
+        members: &[MemberView],
+        look: &mut Look,
+        now: Instant,
+    ) -> Vec<PeerId> {
+        let is_ours = |via: &&PeerId| {
+            let is_bound = bound.iter().any(|place| place.way.via == **via);
+            is_bound || (self.uses(**via) && !self.is_refused(**via, now))
+        };
+        let mut shared: Vec<PeerId> = list.iter().filter(is_ours).copied().collect();
+        for via in list {
+            if shared.len() >= count {
+                break;
+            }
+            if shared.contains(via) || self.wanted.len() >= WANTED_MAX {
+                continue;
+            }
+            let relay = |member: &&MemberView| member.key.1 == *via;
+            let mut relays = members.iter().filter(relay).peekable();
+            let is_member = relays.peek().is_some();
+            if relays.any(|relay| self.could_give(relay, now)) {
+                self.wanted.insert(*via, now + WANTED_FOR);
+                shared.push(*via);
+            } else if !is_member && self.sought.len() < SOUGHT_MAX {
+                self.sought.entry(*via).or_insert_with(|| {
+                    look.events.push(Event::RelayWanted(*via));
+                    now
+                });
+            }
+        }
+        shared
     }
 
     fn could_give(&self, member: &MemberView, now: Instant) -> bool {
@@ -419,7 +490,9 @@ impl Relays {
             Place::Refused { until } => Some(*until),
             Place::Held { .. } => None,
         });
+        let need = self.need.map(|need| [need.since + SHORT_FOR, need.until]);
         asks.chain(self.ask_members_at)
+            .chain(need.into_iter().flatten())
             .chain(self.wanted.values().copied())
             .filter(|at| *at > now)
             .min()

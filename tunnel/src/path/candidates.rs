@@ -324,12 +324,20 @@ impl Candidates {
         }
     }
 
-    /// Relays where the peer says that it is bound, best first, but not ourselves.
-    pub(super) fn remote_relays(&self) -> impl Iterator<Item = PeerId> {
-        let listed = self.told.iter().chain(&self.recorded);
-        listed.filter_map(|candidate| match candidate {
-            Candidate::Relayed { via, .. } if Some(*via) != self.me => Some(*via),
-            _ => None,
+    /// Relays where the peer is bound, best first, but not ourselves: as it said last, and as its record says. Either may be
+    /// the newer one.
+    pub(super) fn remote_relays(&self) -> [Vec<PeerId>; 2] {
+        [&self.told, &self.recorded].map(|list| {
+            let mut relays = Vec::new();
+            for candidate in list {
+                if let Candidate::Relayed { via, .. } = *candidate
+                    && Some(via) != self.me
+                    && !relays.contains(&via)
+                {
+                    relays.push(via);
+                }
+            }
+            relays
         })
     }
 

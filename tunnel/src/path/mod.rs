@@ -286,11 +286,9 @@ impl PathAgent {
         self.candidates.offer()
     }
 
-    /// Relays where the peer says that it is bound, best first.
-    pub fn remote_relays(&self) -> Vec<PeerId> {
-        let mut relays: Vec<_> = self.candidates.remote_relays().collect();
-        relays.dedup();
-        relays
+    /// Relays where the peer is bound, best first: as it said last, and as its record says. Either may be the newer one.
+    pub fn remote_relays(&self) -> [Vec<PeerId>; 2] {
+        self.candidates.remote_relays()
     }
 
     /// Whose relay a path goes through last, if we are bound there.

@@ -49,7 +49,8 @@ impl PathAgent {
         }
     }
 
-    /// Whether the peer seems to have moved there: its datagrams come over a path no worse than ours, and ours is silent.
+    /// Whether the peer seems to have moved there: its datagrams come over a path no worse than ours, and ours is silent. Of a
+    /// relay that is silent a worse one says as much: relays are lost for both sides at once.
     pub(super) fn suggests_a_move(&self, addr: PathAddr, now: Instant) -> bool {
         let (Some(current), Some(new)) = (self.current, self.paths.get(&addr)) else {
             return false;
@@ -58,7 +59,8 @@ impl PathAgent {
         let is_fresh = new.silent_for(now).is_some_and(|s| s < ROAM_SILENCE);
         let is_old_silent = old.silent_for(now).is_none_or(|s| s >= ROAM_SILENCE);
         let is_time = self.roam_check_after.is_none_or(|at| now >= at);
-        self.watch.is_none() && is_time && is_fresh && is_old_silent && new.tier <= old.tier
+        let is_likely = new.tier <= old.tier || old.tier.is_relayed();
+        self.watch.is_none() && is_time && is_fresh && is_old_silent && is_likely
     }
 
     /// The peer probed a path. Who is asked again and again on the path in use hears the peer, which may not hear it: what we

@@ -515,7 +515,7 @@ impl Peer {
             needs: if is_sought && !is_direct {
                 self.agent.remote_relays()
             } else {
-                Vec::new()
+                Default::default()
             },
             through: path.and_then(|view| self.agent.relay_of(view.addr)),
         }

@@ -1,4 +1,5 @@
 mod frames;
+mod held_relays;
 mod relays;
 mod sessions;
 mod world;

@@ -1,0 +1,167 @@
+//! Which relays a node holds, by what it knows of members and fabric nodes.
+
+use super::world::*;
+use crate::{
+    engine::relays::{MemberView, Relays},
+    path::RelayOffer,
+    relay::{RelayClient, RelayGrant, RelayLimits, RelayServer, Verdict},
+};
+use overlay_types::{Candidate, PathAddr, PeerId};
+use std::time::{Duration, Instant};
+
+/// Until members are asked.
+const SOON: Duration = Duration::from_secs(4);
+/// Until what is not needed any more is given up.
+const LATER: Duration = Duration::from_secs(70);
+
+const fn fabric(n: u8) -> PeerId {
+    PeerId([200 + n; 32])
+}
+
+/// A member that relays for everybody, reached directly.
+fn willing(node: usize) -> MemberView {
+    MemberView {
+        key: (NET, peer_id(node)),
+        offer: RelayOffer::Open,
+        path: Some((PathAddr::Direct(addr(node)), Duration::from_millis(20))),
+        needs: Default::default(),
+        through: None,
+    }
+}
+
+/// A member that is reached through relays only, and has places at these by its own word and by its record.
+fn needy(node: usize, told: &[PeerId], recorded: &[PeerId]) -> MemberView {
+    let through = PathAddr::Relayed {
+        relay: addr(90),
+        index: 1,
+    };
+    MemberView {
+        offer: RelayOffer::None,
+        path: Some((through, Duration::from_millis(40))),
+        needs: [told.to_vec(), recorded.to_vec()],
+        ..willing(node)
+    }
+}
+
+/// A node that is bound at so many fabric nodes.
+fn bound_at(count: u8, now: Instant) -> Relays {
+    let mut relays = Relays::new(RelayClient::new(1, now));
+    let mut servers: Vec<_> = (0..count)
+        .map(|n| RelayServer::new([n; 32], RelayLimits::default(), now))
+        .collect();
+    let at = |n: u8| addr(90 + usize::from(n));
+    let grants = (0..count).zip(&mut servers).map(|(n, server)| {
+        let (index, key) = server.allocate(peer_id(0), now).unwrap();
+        RelayGrant {
+            via: fabric(n),
+            relay: at(n),
+            index,
+            key,
+            carrier: None,
+            through: None,
+            is_member: false,
+        }
+    });
+    relays.set_fabric(grants.collect(), now);
+    while let Some((to, mut bytes)) = relays.client.poll_transmit() {
+        let n = (0..count).find(|n| PathAddr::Direct(at(*n)) == to).unwrap();
+        let from = PathAddr::Direct(addr(0));
+        let verdict = servers[usize::from(n)].handle_datagram(from, &mut bytes, now);
+        if let Verdict::Reply(reply) = verdict {
+            relays.client.handle_datagram(to, &reply, now);
+        }
+    }
+    assert_eq!(relays.client.bound().len(), usize::from(count));
+    relays
+}
+
+/// Who is asked for a place after two looks, of which the second comes later.
+fn asked(relays: &mut Relays, members: &[MemberView], now: Instant) -> Vec<PeerId> {
+    relays.look(members, now);
+    let look = relays.look(members, now + SOON);
+    look.asks.into_iter().map(|(_, peer)| peer).collect()
+}
+
+#[test]
+fn a_relay_that_is_listed_twice_is_one_relay_all_the_same() {
+    let now = Instant::now();
+    let mut relays = Relays::new(RelayClient::new(1, now));
+    let [one, two] = [1, 2].map(peer_id);
+    relays.look(&[needy(3, &[one], &[one]), willing(1)], now);
+    assert!(relays.uses(one));
+
+    let both = needy(3, &[one, two], &[one, two]);
+    relays.look(&[both, willing(1), willing(2)], now);
+
+    assert!(relays.uses(one) && relays.uses(two));
+}
+
+#[test]
+fn relays_of_the_record_are_shared_too_for_what_the_peer_said_may_be_old() {
+    let now = Instant::now();
+    let mut relays = bound_at(2, now);
+    let fabrics = [fabric(0), fabric(1)];
+    let lists = needy(3, &fabrics, &[1, 2].map(peer_id));
+    relays.look(&[lists, willing(1), willing(2)], now);
+    assert!([1, 2].iter().all(|node| relays.uses(peer_id(*node))));
+}
+
+#[test]
+fn a_member_is_held_beside_fabric_nodes_as_long_as_relays_are_needed() {
+    let now = Instant::now();
+    let mut relays = bound_at(2, now);
+    let fabrics = [fabric(0), fabric(1)];
+    let members = [needy(3, &fabrics, &fabrics), willing(1), willing(2)];
+
+    let asked = asked(&mut relays, &members, now);
+
+    let [held] = asked[..] else {
+        panic!("one is enough: {asked:?}")
+    };
+    let place = Some((7, [7; 32]));
+    relays.handle_place((NET, held), place, now + SOON);
+    relays.look(&members, now + SOON);
+    let listed = relays.candidates().into_iter().map(|way| match way {
+        Candidate::Relayed { via, .. } => via,
+        other => panic!("{other:?}"),
+    });
+    assert!(
+        listed.eq(fabrics),
+        "it is listed once it is bound, and last"
+    );
+
+    relays.look(&members[1..], now + SOON);
+    assert!(relays.uses(held), "the need may come back");
+    relays.look(&members[1..], now + LATER);
+    assert!(!relays.uses(held));
+}
+
+#[test]
+fn the_reserve_is_had_where_the_peer_has_its_own() {
+    let now = Instant::now();
+    let fabrics = [fabric(0), fabric(1)];
+    for theirs in [1, 2] {
+        let mut relays = bound_at(2, now);
+        let list = [&fabrics[..], &[peer_id(theirs)]].concat();
+        let members = [needy(3, &list, &list), willing(1), willing(2)];
+        relays.look(&members, now);
+        relays.look(&members, now + SOON);
+        let held = [1, 2].map(|node| relays.uses(peer_id(node)));
+        assert_eq!(held, [theirs == 1, theirs == 2]);
+    }
+}
+
+#[test]
+fn no_member_is_held_where_nobody_needs_a_relay_or_nobody_gives_one() {
+    let now = Instant::now();
+    let fabrics = [fabric(0), fabric(1)];
+    let mut relays = bound_at(2, now);
+    assert!(asked(&mut relays, &[willing(1), willing(2)], now).is_empty());
+    let mut relays = bound_at(2, now);
+    let unwilling = MemberView {
+        offer: RelayOffer::None,
+        ..willing(1)
+    };
+    let members = [needy(3, &fabrics, &fabrics), unwilling];
+    assert!(asked(&mut relays, &members, now).is_empty());
+}
