@@ -509,6 +509,9 @@ impl Node {
                 continue;
             };
             member.handle_timeout(now, unix);
+            if member.peers_save_at.is_some_and(|at| at <= now) {
+                member.save_peers();
+            }
             self.publish_if_due(id, now);
             self.sync_if_due(id, now);
             self.renew_membership_if_due(id, now, unix);

@@ -55,6 +55,21 @@ struct Offer {
 }
 
 impl Offer {
+    /// Of one that is connected and is to be asked.
+    fn connected(addresses: Vec<String>, now: Instant) -> Self {
+        Self {
+            addresses,
+            connected: true,
+            ask_at: Some(now),
+            ..Self::default()
+        }
+    }
+
+    /// Whether nothing shows that it is there any more.
+    fn is_gone(&self) -> bool {
+        !self.connected && !self.is_bound && self.stream.get().is_none()
+    }
+
     /// The relay's place in every way that there is.
     fn grants(&self) -> impl Iterator<Item = RelayGrant> {
         let carried = self.grant.as_ref().zip(self.stream.get());
@@ -98,6 +113,43 @@ pub(super) struct Fabric {
 }
 
 impl Fabric {
+    /// A connected peer serves as a fabric node: whether it is used, and that is news.
+    fn see(&mut self, peer: PeerId, addresses: Vec<String>, now: Instant) -> bool {
+        if let Some(offer) = self.offers.get_mut(&peer) {
+            offer.addresses = addresses;
+            let was_connected = std::mem::replace(&mut offer.connected, true);
+            let is_known = was_connected && offer.services.is_some(); // it says so again whenever its addresses change
+            if !is_known {
+                offer.ask_at = Some(now);
+            }
+            return !is_known;
+        }
+        if self.offers.len() < USED_MAX {
+            self.offers.insert(peer, Offer::connected(addresses, now));
+            return true;
+        }
+        if self.spare.len() < SPARE_MAX || self.spare.contains_key(&peer) {
+            self.spare.insert(peer, addresses);
+        }
+        self.replace_gone(now)
+    }
+
+    /// One that is gone makes room for one that is connected: whether there were both. It is used again when it comes back and
+    /// there is room.
+    fn replace_gone(&mut self, now: Instant) -> bool {
+        let mut offers = self.offers.iter();
+        let gone = offers
+            .find(|(_, offer)| offer.is_gone())
+            .map(|(peer, _)| *peer);
+        let (Some(gone), Some((peer, addresses))) = (gone, self.spare.pop_first()) else {
+            return false;
+        };
+        debug!(?gone, used = ?peer, "a fabric node is replaced");
+        self.offers.remove(&gone);
+        self.offers.insert(peer, Offer::connected(addresses, now));
+        true
+    }
+
     /// When a fabric node is to be asked again, or a stream to be opened.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let asks = self
@@ -200,19 +252,9 @@ impl Node {
     /// A connected peer serves as a fabric node.
     pub(super) fn fabric_seen(&mut self, peer: PeerId, addresses: &[Multiaddr]) {
         let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-        let Fabric { offers, spare } = &mut self.fabric;
-        if offers.len() >= USED_MAX && !offers.contains_key(&peer) {
-            if spare.len() < SPARE_MAX || spare.contains_key(&peer) {
-                spare.insert(peer, addresses);
-            }
+        if !self.fabric.see(peer, addresses, Instant::now()) {
             return;
         }
-        let offer = offers.entry(peer).or_default();
-        offer.addresses = addresses;
-        if std::mem::replace(&mut offer.connected, true) && offer.services.is_some() {
-            return; // it says so again whenever its addresses change
-        }
-        offer.ask_at = Some(Instant::now());
         for member in self.networks.values_mut() {
             // What could not be put or asked without a fabric can be now.
             member.publish_soon();
@@ -225,6 +267,13 @@ impl Node {
         if let Some(offer) = self.fabric.offers.get_mut(&peer) {
             // Its UDP services may well be there still; a place that is lost is told by the data plane.
             offer.connected = false;
+            self.replace_gone();
+        }
+    }
+
+    fn replace_gone(&mut self) {
+        if self.fabric.replace_gone(Instant::now()) {
+            self.tell_services();
         }
     }
 
@@ -325,6 +374,7 @@ impl Node {
             None => offer.stream.want(now),
             Some(at) => self.carrier_ended(way.via, at),
         }
+        self.replace_gone();
     }
 
     /// Perhaps datagrams do not get to the relay any more: a stream may, and costs little until it is known.
@@ -360,12 +410,7 @@ impl Node {
         }
         if let Some(addresses) = self.fabric.spare.remove(&via) {
             debug!(?via, "a peer is reached through this fabric node");
-            let offer = Offer {
-                addresses,
-                connected: true,
-                ask_at: Some(Instant::now()),
-                ..Offer::default()
-            };
+            let offer = Offer::connected(addresses, Instant::now());
             self.fabric.offers.insert(via, offer);
         }
     }
@@ -469,5 +514,32 @@ mod tests {
         let translated = reachable(&[four], &ours[1..]);
         assert_eq!(translated, Some(four), "a translator may lead there");
         assert_eq!(reachable(&[], &ours), None);
+    }
+
+    #[test]
+    fn a_fabric_node_that_is_gone_makes_room_for_one_that_is_there() {
+        let (mut fabric, now) = (Fabric::default(), Instant::now());
+        let peer = |n: usize| PeerId([n as u8; 32]);
+        for n in 0..USED_MAX {
+            assert!(fabric.see(peer(n), Vec::new(), now));
+            fabric.offers.get_mut(&peer(n)).unwrap().is_bound = true;
+        }
+        let new = peer(USED_MAX);
+        assert!(!fabric.see(new, Vec::new(), now), "nobody is gone");
+        let first = fabric.offers.get_mut(&peer(0)).unwrap();
+        first.connected = false;
+        assert!(!fabric.replace_gone(now), "its relay works");
+        fabric.offers.get_mut(&peer(0)).unwrap().is_bound = false;
+
+        assert!(fabric.replace_gone(now));
+
+        let used: Vec<_> = fabric.offers.keys().copied().collect();
+        assert_eq!(used, (1..=USED_MAX).map(peer).collect::<Vec<_>>());
+        assert!(fabric.offers[&new].ask_at.is_some() && fabric.spare.is_empty());
+        assert!(!fabric.see(peer(0), Vec::new(), now), "there is no room");
+        fabric.offers.get_mut(&peer(1)).unwrap().connected = false;
+        fabric.offers.get_mut(&peer(1)).unwrap().is_bound = false;
+        assert!(fabric.see(peer(9), Vec::new(), now), "one of the two");
+        assert_eq!((fabric.offers.len(), fabric.spare.len()), (USED_MAX, 1));
     }
 }

@@ -449,6 +449,7 @@ impl Node {
             changed: true,
             told_eager: true,
             publish_at: None,
+            peers_save_at: None,
             sync_at: now,
             syncing: false,
             sync_again: false,
@@ -579,6 +580,7 @@ impl Node {
         let Some(mut member) = self.networks.remove(&id) else {
             return;
         };
+        member.save_peers();
         if let Some(dns) = member.dns.take() {
             dns.stop().await;
         }

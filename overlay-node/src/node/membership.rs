@@ -117,6 +117,8 @@ pub(super) struct Member {
     /// Whether the data plane was told to keep sessions with everybody.
     pub(super) told_eager: bool,
     pub(super) publish_at: Option<Instant>,
+    /// When what is known of the peers is written.
+    pub(super) peers_save_at: Option<Instant>,
     pub(super) sync_at: Instant,
     pub(super) syncing: bool,
     pub(super) sync_again: bool,
@@ -250,6 +252,7 @@ impl Member {
             .chain(registrar)
             .chain(dhcp)
             .chain(self.publish_at)
+            .chain(self.peers_save_at)
             .chain(self.acquainted_by)
             .chain([self.sync_at])
             .min()

@@ -48,6 +48,9 @@ const AT_ONCE: usize = 8;
 const PUSH_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// How long a member is waited for.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
+/// How long changes of what is known of the peers are gathered before they are written: each write is synced, 14 ms where it was
+/// measured, and in a network of 64 everybody's news come at once.
+const PEERS_SAVE_DELAY: Duration = Duration::from_secs(1);
 /// Up to so many members, sessions with all of them are kept; beyond that they are made when frames want to go there.
 const EAGER_MAX: usize = 64;
 
@@ -491,14 +494,9 @@ impl Node {
                 eager,
             })
             .collect();
-        let cache: Vec<_> = records
-            .iter()
-            .map(|record| record.signed().clone())
-            .collect();
-        let members: Vec<_> = member.directory.members().cloned().collect();
-        if let Err(error) = member.dir.save("peers", &(members, cache)) {
-            warn!(%error, "what is known of the peers is not kept");
-        }
+        member
+            .peers_save_at
+            .get_or_insert_with(|| Instant::now() + PEERS_SAVE_DELAY);
         for command in commands {
             self.tell(command);
         }
@@ -550,6 +548,19 @@ impl Node {
 }
 
 impl Member {
+    /// Writes what is known of the peers, where that changed since it was written last.
+    pub(super) fn save_peers(&mut self) {
+        if self.peers_save_at.take().is_none() {
+            return;
+        }
+        let records = self.directory.peers();
+        let records: Vec<_> = records.map(|record| record.signed().clone()).collect();
+        let members: Vec<_> = self.directory.members().cloned().collect();
+        if let Err(error) = self.dir.save("peers", &(members, records)) {
+            warn!(%error, "what is known of the peers is not kept");
+        }
+    }
+
     /// Members of whom no record is known, or one from before they held their address.
     fn missing(&self, unix: u64) -> Vec<PeerId> {
         let addressless = self
