@@ -1,7 +1,8 @@
-//! Members that relay for each other on real kernels; the fabric node of each lab does not.
+//! Members that relay for each other on real kernels, where the fabric nodes do not, or are lost.
 
 use crate::overlay::{
-    FARLAN, eventually, founder, host_behind, host_with_stack, lab, member, ping, within,
+    FARLAN, eventually, fabric_named, founder, host_behind, host_with_stack, lab, member, ping,
+    within,
 };
 use crate::reachability::talk::Talk;
 use anyhow::{Context, Result, ensure};
@@ -185,6 +186,39 @@ fn a_connection_lives_through_the_loss_of_the_member_that_relays_it() {
     talk.end().unwrap();
     assert!(pause < PAUSE_MAX, "{pause:?}");
     assert_ne!(relay_between(&a, "b-host").unwrap(), used);
+}
+
+#[test]
+fn a_connection_lives_through_the_loss_of_every_fabric_node() {
+    let lab = lab("relays-fabric");
+    let mut fabrics = ["fabric", "other"].map(|name| fabric_named(&lab, name));
+    let bootstraps = fabrics.each_ref().map(|(_, address)| address.clone());
+    let relay = founder_at(&lab.public_host("relay").unwrap(), &bootstraps);
+    let [a, b] =
+        ["a", "b"].map(|name| member(&host_behind(&lab, Nat::Symmetric, name), &relay, "lab"));
+    let by = meet(&a, &b, "b-host");
+    assert_ne!(by, "relay", "fabric nodes come first");
+    // Both hold a place at the member meanwhile.
+    within(MEETING, || {
+        let places = &relay.status()?["relay"]["bound"];
+        ensure!(places == 2, "{places} places of the member are bound");
+        Ok(())
+    })
+    .unwrap();
+    let talk = Talk::by_tcp(a.machine(), b.machine(), &b.address("lab").unwrap()).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    talk.worst();
+
+    for (fabric, _) in &mut fabrics {
+        fabric.process().kill().unwrap();
+    }
+    std::thread::sleep(Duration::from_secs(8));
+
+    let pause = talk.worst();
+    println!("every fabric node is killed: {pause:?}");
+    talk.end().unwrap();
+    assert!(pause < PAUSE_MAX, "{pause:?}");
+    assert_eq!(relay_between(&a, "b-host").unwrap(), "relay");
 }
 
 #[test]
