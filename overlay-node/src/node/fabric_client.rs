@@ -138,10 +138,11 @@ impl Fabric {
     /// there is room.
     fn replace_gone(&mut self, now: Instant) -> bool {
         let mut offers = self.offers.iter();
-        let gone = offers
-            .find(|(_, offer)| offer.is_gone())
-            .map(|(peer, _)| *peer);
-        let (Some(gone), Some((peer, addresses))) = (gone, self.spare.pop_first()) else {
+        let gone = offers.find(|(_, offer)| offer.is_gone());
+        let Some(gone) = gone.map(|(peer, _)| *peer) else {
+            return false;
+        };
+        let Some((peer, addresses)) = self.spare.pop_first() else {
             return false;
         };
         debug!(?gone, used = ?peer, "a fabric node is replaced");
