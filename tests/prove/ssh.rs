@@ -122,7 +122,11 @@ impl Seen {
         [share(|of| &of.up), share(|of| &of.down)]
     }
 
-    fn table(&mut self) -> Vec<String> {
+    /// What it says, and whether the overlay carries such a share of what one connection of ssh does.
+    fn measured(mut self, amount: Amount, seconds: u64, link: &str, goal: f64) -> Result<Measured> {
+        let [up, down] = self.shares();
+        let worst = *self.joined.iter().max().context("it ran")?;
+        let is_soon = worst < JOINED_GOAL;
         let cell = |values: &[f64]| {
             let Spread {
                 median,
@@ -144,8 +148,16 @@ impl Seen {
             "|---|---:|---:|".to_owned(),
             line("forwarded by ssh", &self.outside),
             line("through the overlay, by ssh", &self.inside),
+            format!(
+                "\n{} sites, each twice {seconds} s by turns, medians and ranges; {link}. The overlay carries {up:.2} of what a connection of ssh carries upwards, {down:.2} downwards (goal: {goal}); joined within 15 s: {}.",
+                amount.runs,
+                if is_soon { "always" } else { "not always" },
+            ),
         ]);
-        lines
+        Ok(Measured {
+            kept: up >= goal && down >= goal && is_soon,
+            lines,
+        })
     }
 }
 
@@ -173,18 +185,8 @@ pub(crate) fn ssh(amount: Amount) -> Result<Measured> {
         let [gateway, far] = [gateway, far].map(|host| host.address().to_string());
         seen.add(&first, &host, &gateway, &far, seconds)?;
     }
-    let [up, down] = seen.shares();
-    let worst = *seen.joined.iter().max().context("it ran")?;
-    let mut lines = seen.table();
-    lines.push(format!(
-        "\n{} sites, each twice {seconds} s by turns, medians and ranges; a link of 100 Mbit/s each way (`tbf {LINK}`). The overlay carries {up:.2} of what ssh carries upwards, {down:.2} downwards (goal: {SHARE_GOAL}); joined within 15 s: {}.",
-        amount.runs,
-        if worst < JOINED_GOAL { "always" } else { "not always" },
-    ));
-    Ok(Measured {
-        kept: up >= SHARE_GOAL && down >= SHARE_GOAL && worst < JOINED_GOAL,
-        lines,
-    })
+    let link = format!("a link of 100 Mbit/s each way (`tbf {LINK}`)");
+    seen.measured(amount, seconds, &link, SHARE_GOAL)
 }
 
 /// The same over a long link that loses, where one connection cannot carry what the link could.
@@ -214,18 +216,10 @@ pub(crate) fn ssh_lossy(amount: Amount) -> Result<Measured> {
             seconds,
         )?;
     }
-    let [up, down] = seen.shares();
-    let worst = *seen.joined.iter().max().context("it ran")?;
-    let mut lines = seen.table();
-    lines.push(format!(
-        "\n{} sites, each twice {seconds} s by turns, medians and ranges; 100 Mbit/s each way (`tbf {LINK}`), {} ms there and back, {} % of the frames lost each way. The overlay carries {up:.2} of what ssh's one connection carries upwards, {down:.2} downwards (goal: {LONG_SHARE_GOAL}); joined within 15 s: {}.",
-        amount.runs,
+    let link = format!(
+        "100 Mbit/s each way (`tbf {LINK}`), {} ms there and back, {} % of the frames lost each way",
         2 * LONG_DELAY.as_millis(),
         100.0 * LONG_LOSS,
-        if worst < JOINED_GOAL { "always" } else { "not always" },
-    ));
-    Ok(Measured {
-        kept: up >= LONG_SHARE_GOAL && down >= LONG_SHARE_GOAL && worst < JOINED_GOAL,
-        lines,
-    })
+    );
+    seen.measured(amount, seconds, &link, LONG_SHARE_GOAL)
 }
