@@ -20,6 +20,8 @@ use std::{
 const WANTED_MAX: usize = 4;
 /// Ways in that lead through relays and are told to peers, who try four.
 const LISTED_MAX: usize = 4;
+/// Relays of fabric nodes shared with a peer without a direct path: they have places to give, and several may be lost at once.
+const SHARED_MAX: usize = 3;
 /// A place that was wanted is kept this long after it was last of use.
 const WANTED_FOR: Duration = Duration::from_secs(60);
 /// Smallest distance of two looks at all peers.
@@ -229,10 +231,11 @@ impl Relays {
         self.ready.contains(&via) || self.reserve == Some(via) || self.wanted.contains_key(&via)
     }
 
-    /// The ways in that lead through relays, best first.
+    /// The ways in that lead through relays, best first. Those of fabric nodes that are not held ready cost nothing more, and peers
+    /// know them already when others are lost.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
         let mut bound = self.client.bound();
-        bound.retain(|place| self.uses(place.way.via));
+        bound.retain(|place| !place.is_member || self.uses(place.way.via));
         let rank = |place: &BoundPlace| {
             let mut held = self.ready.iter().chain(&self.reserve);
             held.position(|via| *via == place.way.via)
@@ -342,8 +345,8 @@ impl Relays {
         matches!(self.places.get(&via), Some(Place::Refused { until }) if *until > now)
     }
 
-    /// Which relays of peers we should have, too: without a direct path there should be two that are shared, and a member's
-    /// among them, for fabric nodes may all be lost at once.
+    /// Which relays of peers we should have, too: without a direct path there should be two that are shared, a member's among
+    /// them, for fabric nodes may all be lost at once, and of the fabric nodes' three.
     fn want(
         &mut self,
         bound: &[BoundPlace],
@@ -358,8 +361,9 @@ impl Relays {
         for peer in needy {
             let mut shared: Vec<PeerId> = peer.through.into_iter().collect();
             for list in &peer.needs {
-                let theirs: Vec<PeerId> = list.iter().copied().filter(is_member).collect();
-                for (list, count) in [(list, READY), (&theirs, 1)] {
+                let (theirs, fabric): (Vec<_>, Vec<_>) =
+                    list.iter().partition(|via| is_member(via));
+                for (list, count) in [(list, READY), (&theirs, 1), (&fabric, SHARED_MAX)] {
                     shared.extend(self.share(list, count, bound, members, look, now));
                 }
             }
