@@ -15,7 +15,7 @@ use overlay_node::dhcp::GuestBinding;
 use overlay_types::{Binding, Candidate, DataKeys, Location, MacAddr, Name, PeerId, PortId};
 use rand_chacha::ChaCha20Rng;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
@@ -94,7 +94,9 @@ pub(crate) struct Running {
     pub(crate) registrar: Option<Registrar>,
     pub(crate) directory: Directory,
     pub(crate) candidates: Vec<Candidate>,
+    /// Infrastructure nodes that serve it, and others that are connected.
     pub(crate) offers: BTreeMap<HostId, Offer>,
+    pub(crate) spare: BTreeSet<HostId>,
     /// Questions to the registrar that were not answered yet.
     pub(crate) asked: BTreeMap<u64, LeaseOf>,
     pub(crate) sync: Sync,

@@ -267,7 +267,7 @@ impl World {
     }
 
     /// The part of it between the two links.
-    fn across(&self, a: HostId, b: HostId) -> Duration {
+    pub fn across(&self, a: HostId, b: HostId) -> Duration {
         let (a, b) = (self.hosts[a.0].place, self.hosts[b.0].place);
         let (x, y) = (f64::from(a.0 - b.0), f64::from(a.1 - b.1));
         Duration::from_micros((x.hypot(y) * 1000.0) as u64)

@@ -119,7 +119,6 @@ impl Crowd {
     fn gathered(plan: Plan) -> Self {
         let fresh = (plan.members as f64 * plan.churn_per_hour).ceil() as usize;
         let mut overlay = Overlay::of_size(plan.seed, plan.relays, plan.members + fresh + 250);
-        overlay.terms.members_relay = false; // what is asked is what the fabric's relays, of which some are lost, are good for
         for host in overlay.infrastructure().to_vec() {
             let place = somewhere(&mut overlay);
             overlay.world.set_place(host, place);
@@ -495,6 +494,25 @@ impl Crowd {
             Fate::Reboot => self.reboot(),
             Fate::RelaysLost => self.lose_relays(),
         }
+        self.probe_soon();
+    }
+
+    /// Whoever is concerned by what has just befallen them is probed more often from now on.
+    fn probe_soon(&mut self) {
+        let now = self.now();
+        let (soon, late): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.due)
+                .into_iter()
+                .partition(|&(at, pair)| {
+                    let (from, to) = (self.pairs[pair].from, self.pairs[pair].to);
+                    at > now + PROBE_AFTER_LOSS && self.loss_before(from, to, now) == Some(now)
+                });
+        // What is left of a second becomes what is left of the shorter time, so that they stay spread.
+        let share = PROBE_AFTER_LOSS.div_duration_f64(PROBE_EVERY);
+        let sooner = soon
+            .into_iter()
+            .map(|(at, pair)| (now + (at - now).mul_f64(share), pair));
+        self.due = late.into_iter().chain(sooner).collect();
     }
 
     /// Somebody who runs, but not the owner, who is the only registrar.
@@ -560,13 +578,12 @@ impl Crowd {
     fn lose_relays(&mut self) {
         let mut relays = self.overlay.infrastructure().to_vec();
         let count = (relays.len() as f64 * self.plan.relays_lost).round() as usize;
-        let mut lost = vec![relays.remove(0)]; // one of those that everybody uses, and others by chance
-        relays.remove(0);
+        let mut lost = Vec::new();
         while lost.len() < count {
             let at = self.overlay.world.rng.random_range(0..relays.len());
             lost.push(relays.remove(at));
         }
-        for host in lost.into_iter().take(count) {
+        for host in lost {
             self.figures.relays_lost += 1;
             self.overlay.world.set_role(host, Role::Down);
         }

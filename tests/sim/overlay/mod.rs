@@ -65,6 +65,8 @@ const WATCH: Duration = Duration::from_millis(50);
 enum Errand {
     /// A member looks after its machines.
     Tick,
+    /// An infrastructure node is connected.
+    FabricSeen(HostId),
     /// A member asks an infrastructure node for a place at its relay.
     Allocate(HostId),
     /// Its place.
@@ -300,6 +302,7 @@ impl Overlay {
             directory,
             candidates: Vec::new(),
             offers: BTreeMap::new(),
+            spare: BTreeSet::new(),
             asked: BTreeMap::new(),
             sync: Sync::new(self.world.now()),
             told_eager: true,
@@ -315,7 +318,7 @@ impl Overlay {
         self.command(id, Command::SetHostCandidates(addresses));
         let limits = self.terms.members_relay.then(RelayLimits::default);
         self.command(id, Command::ServeRelay(limits));
-        self.find_relays(id);
+        self.find_fabric(id);
         match self.member(id).disk.membership {
             Some(_) => self.enter(id),
             None => self.plan(id, Duration::ZERO, Errand::Admit),
@@ -464,6 +467,7 @@ impl Overlay {
                     registrar.handle_timeout(now, unix);
                 }
             }
+            Errand::FabricSeen(place) => self.fabric_seen(id, place),
             Errand::Allocate(place) => self.allocate(id, place),
             Errand::Granted(place, grant) => self.granted(id, place, grant),
             Errand::OpenStream(place) => self.open_stream(id, place),
@@ -539,6 +543,7 @@ impl Overlay {
             Event::RelayLost(way) => self.relay_lost(id, way),
             Event::RelaySilent(way) => self.relay_silent(id, way),
             Event::RelayBound(way) => self.relay_bound(id, way),
+            Event::RelayWanted(via) => self.relay_wanted(id, via),
             Event::UnknownPeer { x25519, .. } => self.find_by_data_key(id, x25519),
             Event::AddressWanted { ip, .. } => self.find_address(id, ip),
             Event::SessionDown { peer, .. } | Event::PeerUnanswered { peer, .. } => {

@@ -3,8 +3,9 @@
 
 use super::*;
 
-/// Infrastructure nodes whose services are used.
+/// Infrastructure nodes whose services are used, and further ones because peers have their places there.
 const USED_MAX: usize = 4;
+const WANTED_MAX: usize = 4;
 
 /// How soon an infrastructure node is asked again that is connected and did not answer, or took its place back.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -23,6 +24,8 @@ const OPENING_ROUND_TRIPS: u32 = 3;
 pub(crate) struct Offer {
     grant: Option<RelayGrant>,
     is_asked: bool,
+    /// Its relay answers datagrams.
+    is_bound: bool,
     stream: RelayStream<SocketAddr>,
 }
 
@@ -39,13 +42,61 @@ impl Offer {
 }
 
 impl Overlay {
-    /// Asks the first few infrastructure nodes for places.
-    pub(super) fn find_relays(&mut self, id: MemberId) {
-        for place in self.infrastructure.clone().into_iter().take(USED_MAX) {
-            self.running(id).offers.insert(place, Offer::default());
+    /// Connects to all infrastructure nodes, as the real node's DHT does: the nearer are there earlier.
+    pub(super) fn find_fabric(&mut self, id: MemberId) {
+        let host = self.member(id).host;
+        for place in self.infrastructure.clone() {
             let delay = self.world.random_delay(&self.terms.delay);
-            self.ask_for_place(id, place, delay);
+            let dialling = 2 * OPENING_ROUND_TRIPS * self.world.across(host, place);
+            self.plan(id, delay + dialling, Errand::FabricSeen(place));
         }
+    }
+
+    /// An infrastructure node is connected: the first few serve the member, and the others are kept in mind.
+    pub(super) fn fabric_seen(&mut self, id: MemberId, place: HostId) {
+        if !self.world.is_connected(self.member(id).host, place) {
+            return self.plan(id, DIAL_AGAIN, Errand::FabricSeen(place));
+        }
+        let running = self.running(id);
+        if running.offers.len() < USED_MAX {
+            self.ask_for_place(id, place, Duration::ZERO);
+        } else if !running.offers.contains_key(&place) {
+            running.spare.insert(place);
+            self.replace_gone(id);
+        }
+    }
+
+    /// A peer has its places there, and there are not enough that are shared with it.
+    pub(super) fn relay_wanted(&mut self, id: MemberId, via: PeerId) {
+        let place = self.place_of(via);
+        let running = self.running(id);
+        if let Some(place) = place
+            && running.offers.len() < USED_MAX + WANTED_MAX
+            && running.spare.remove(&place)
+        {
+            self.ask_for_place(id, place, Duration::ZERO);
+        }
+    }
+
+    /// One that is gone makes room for another that is connected.
+    fn replace_gone(&mut self, id: MemberId) {
+        let host = self.member(id).host;
+        let running = self.member(id).running.as_ref().expect("it runs");
+        let is_connected = |place: &HostId| self.world.is_connected(host, *place);
+        let is_gone = |(place, offer): &(&HostId, &Offer)| {
+            !is_connected(place) && !offer.is_bound && offer.stream.get().is_none()
+        };
+        let gone = running.offers.iter().find(is_gone).map(|(place, _)| *place);
+        let next = running.spare.iter().copied().find(is_connected);
+        let (Some(gone), Some(next)) = (gone, next) else {
+            return;
+        };
+        let running = self.running(id);
+        running.offers.remove(&gone);
+        running.spare.remove(&next);
+        self.plan(id, DIAL_AGAIN, Errand::FabricSeen(gone));
+        self.ask_for_place(id, next, Duration::ZERO);
+        self.tell_relays(id);
     }
 
     fn ask_for_place(&mut self, id: MemberId, place: HostId, delay: Duration) {
@@ -57,7 +108,10 @@ impl Overlay {
 
     /// A place at a relay; asked for again until it is got.
     pub(super) fn allocate(&mut self, id: MemberId, place: HostId) {
-        self.running(id).offers.entry(place).or_default().is_asked = false;
+        let Some(offer) = self.running(id).offers.get_mut(&place) else {
+            return;
+        };
+        offer.is_asked = false;
         let (peer, now) = (self.member(id).peer(), self.world.now());
         let relay = self.world.service_address(place);
         let reaches = self.world.is_connected(self.member(id).host, place);
@@ -85,55 +139,70 @@ impl Overlay {
 
     /// Its place.
     pub(super) fn granted(&mut self, id: MemberId, place: HostId, grant: RelayGrant) {
-        let offer = self.running(id).offers.entry(place).or_default();
-        offer.grant = Some(grant);
-        self.tell_relays(id);
+        if let Some(offer) = self.running(id).offers.get_mut(&place) {
+            offer.grant = Some(grant);
+            self.tell_relays(id);
+        }
     }
 
     /// Tells the data plane where it has places, of which it chooses.
     fn tell_relays(&mut self, id: MemberId) {
-        let used: Vec<_> = self.infrastructure.iter().copied().take(USED_MAX).collect();
-        let servers = used
-            .iter()
+        let offers = &self.member(id).running.as_ref().expect("it runs").offers;
+        let servers = offers
+            .keys()
             .map(|&host| self.world.service_address(host))
             .collect();
-        let offers = &self.running(id).offers;
-        let granted = used.iter().filter_map(|host| offers.get(host));
-        let grants = granted.flat_map(Offer::grants).collect();
+        let grants = offers.values().flat_map(Offer::grants).collect();
         self.command(id, Command::SetStunServers(servers));
         self.command(id, Command::SetRelays(grants));
     }
 
-    fn place_of(&self, way: RelayWay) -> Option<HostId> {
+    fn place_of(&self, via: PeerId) -> Option<HostId> {
         let mut hosts = self.infrastructure.iter().copied();
-        hosts.find(|&host| relay_id(host) == way.via)
+        hosts.find(|&host| relay_id(host) == via)
+    }
+
+    /// The infrastructure node of a way, if it serves the member.
+    fn offer_of(&mut self, id: MemberId, way: RelayWay) -> Option<(HostId, &mut Offer)> {
+        let place = self.place_of(way.via)?;
+        Some((place, self.running(id).offers.get_mut(&place)?))
     }
 
     /// The relay forgot the member, or is not reached.
     pub(super) fn relay_lost(&mut self, id: MemberId, way: RelayWay) {
-        let Some(place) = self.place_of(way) else {
+        let Some((place, offer)) = self.offer_of(id, way) else {
             return;
         };
-        if way.carrier.is_some() {
-            return self.stream_ended(id, place);
+        match way.carrier {
+            Some(_) => self.stream_ended(id, place),
+            None => {
+                offer.is_bound = false;
+                self.ask_for_place(id, place, ASK_AGAIN);
+                self.want_stream(id, place);
+            }
         }
-        self.ask_for_place(id, place, ASK_AGAIN);
-        self.want_stream(id, place);
+        self.replace_gone(id);
     }
 
     /// Perhaps datagrams do not get to the relay any more.
     pub(super) fn relay_silent(&mut self, id: MemberId, way: RelayWay) {
-        if let (Some(place), None) = (self.place_of(way), way.carrier) {
+        if let Some((place, offer)) = self.offer_of(id, way)
+            && way.carrier.is_none()
+        {
+            offer.is_bound = false;
             self.want_stream(id, place);
         }
     }
 
     /// The relay knows where the member is.
     pub(super) fn relay_bound(&mut self, id: MemberId, way: RelayWay) {
-        let Some(place) = self.place_of(way).filter(|_| way.carrier.is_none()) else {
+        let Some((_, offer)) = self.offer_of(id, way) else {
             return;
         };
-        let offer = self.running(id).offers.entry(place).or_default();
+        if way.carrier.is_some() {
+            return;
+        }
+        offer.is_bound = true;
         let stream = offer.stream.get().copied();
         if offer.stream.close() {
             if let Some(stream) = stream {
@@ -145,7 +214,9 @@ impl Overlay {
 
     fn want_stream(&mut self, id: MemberId, place: HostId) {
         let now = self.world.now();
-        let offer = self.running(id).offers.entry(place).or_default();
+        let Some(offer) = self.running(id).offers.get_mut(&place) else {
+            return;
+        };
         let was_due = offer.stream.due();
         offer.stream.want(now);
         if was_due.is_none() {
@@ -155,8 +226,9 @@ impl Overlay {
 
     fn stream_ended(&mut self, id: MemberId, place: HostId) {
         let now = self.world.now();
-        let offer = self.running(id).offers.entry(place).or_default();
-        if let Some(&stream) = offer.stream.get() {
+        if let Some(offer) = self.running(id).offers.get_mut(&place)
+            && let Some(&stream) = offer.stream.get()
+        {
             offer.stream.ended(now);
             self.world.close_stream(stream);
             self.tell_relays(id);
@@ -176,7 +248,9 @@ impl Overlay {
     /// Begins to open a stream, if it is still wanted.
     pub(super) fn open_stream(&mut self, id: MemberId, place: HostId) {
         let (now, host) = (self.world.now(), self.member(id).host);
-        let offer = self.running(id).offers.entry(place).or_default();
+        let Some(offer) = self.running(id).offers.get_mut(&place) else {
+            return;
+        };
         if offer.stream.due().is_none_or(|at| at > now) {
             return;
         }
@@ -193,15 +267,16 @@ impl Overlay {
     pub(super) fn stream_opened(&mut self, id: MemberId, place: HostId) {
         let (now, host) = (self.world.now(), self.member(id).host);
         let stream = self.world.open_stream(host, place);
-        let offer = self.running(id).offers.entry(place).or_default();
-        let _failed = offer.stream.opened(stream.ok_or(()), now);
-        if offer.stream.get().is_none() {
-            if let Some(stream) = stream {
-                self.world.close_stream(stream); // it came too late to be of use
+        if let Some(offer) = self.running(id).offers.get_mut(&place) {
+            let _failed = offer.stream.opened(stream.ok_or(()), now);
+            if offer.stream.get().is_some() {
+                return self.tell_relays(id);
             }
-            return self.plan_stream(id, place);
         }
-        self.tell_relays(id);
+        if let Some(stream) = stream {
+            self.world.close_stream(stream); // it came too late to be of use
+        }
+        self.plan_stream(id, place);
     }
 }
 
