@@ -82,13 +82,13 @@ impl PathAgent {
                 self.doubt(now);
             }
         } else if asked.is_again && self.is_left_behind(current, addr, now) {
-            self.leave(current, addr, now);
+            self.doubt(now);
         }
     }
 
     /// Whether the peer looks for another way than the one in use, and this one leads to us: whoever probes others probes that
     /// in use as well, and of those probes we hear nothing. Who only answers has no doubts of its own, and would go on
-    /// answering where nobody hears it.
+    /// answering where nobody hears it. Between two pings of a second's distance it may look so as well: ours is asked first.
     fn is_left_behind(&self, current: PathAddr, addr: PathAddr, now: Instant) -> bool {
         self.paths[&addr].proven && self.paths[&current].is_silent(now)
     }
