@@ -148,8 +148,13 @@ impl Overlay {
     /// Tells the data plane where it has places, of which it chooses.
     fn tell_relays(&mut self, id: MemberId) {
         let offers = &self.member(id).running.as_ref().expect("it runs").offers;
-        let servers = offers
-            .keys()
+        // All at once where they are few: what is learned of ports by asking them one after the other is another story.
+        let unseen = self
+            .infrastructure
+            .iter()
+            .filter(|host| !offers.contains_key(host));
+        let servers = offers.keys().chain(unseen).take(USED_MAX.max(offers.len()));
+        let servers = servers
             .map(|&host| self.world.service_address(host))
             .collect();
         let grants = offers.values().flat_map(Offer::grants).collect();
