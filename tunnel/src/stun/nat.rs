@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Mappings made within so long of each other show how ports follow; between others, other hosts may have had some.
 const BURST: Duration = Duration::from_secs(20);
 
+/// Those made within this time of each other show it best, and are believed alone: our own probes to new peers take ports, too.
+const TOGETHER: Duration = Duration::from_millis(500);
+
 /// The largest distance between ports that were handed out one after the other. Other hosts' connections may lie between.
 pub(crate) const STEP_MAX: u32 = 16;
 
@@ -119,14 +122,21 @@ impl Observations<'_> {
         let mut seen: Vec<_> = self.servers.iter().chain(&self.other).collect();
         seen.sort_unstable_by_key(|seen| seen.asked.1);
         seen.dedup_by_key(|seen| seen.reflexive); // by address only: two servers on one host share a mapping
-        let steps: Vec<i32> = seen
-            .windows(2)
-            .filter(|pair| {
-                pair[1].asked.0.saturating_duration_since(pair[0].asked.0) <= BURST
-                    && pair[0].reflexive.ip() == pair[1].reflexive.ip()
-            })
-            .map(|pair| i32::from(pair[1].reflexive.port()) - i32::from(pair[0].reflexive.port()))
-            .collect();
+        let within = |apart: Duration| -> Vec<i32> {
+            seen.windows(2)
+                .filter(|pair| {
+                    pair[1].asked.0.saturating_duration_since(pair[0].asked.0) <= apart
+                        && pair[0].reflexive.ip() == pair[1].reflexive.ip()
+                })
+                .map(|pair| {
+                    i32::from(pair[1].reflexive.port()) - i32::from(pair[0].reflexive.port())
+                })
+                .collect()
+        };
+        let mut steps = within(TOGETHER);
+        if steps.is_empty() {
+            steps = within(BURST);
+        }
         let are_near = steps
             .iter()
             .all(|step| step.signum() == steps[0].signum() && step.unsigned_abs() <= STEP_MAX);
@@ -203,6 +213,30 @@ mod tests {
     fn mappings_made_long_after_each_other_say_nothing_of_ports() {
         let of = [(A, 40_000), (B, 40_001)];
         assert_eq!(ports(&of, BURST * 2), PortAssignment::Unknown);
+    }
+
+    #[test]
+    fn mappings_that_others_came_between_do_not_speak_against_those_made_together() {
+        let (now, later) = (Instant::now(), Instant::now() + BURST / 2);
+        let mut servers = sightings(&[(A, 40_000), (B, 40_001)], Duration::from_millis(1));
+        servers.push(Sighting {
+            server: C.parse().unwrap(),
+            reflexive: ([203, 0, 113, 1], 40_500).into(),
+            asked: (later, 2),
+        });
+        let judged = |servers: &[Sighting]| {
+            let seen = Observations {
+                host: &[INSIDE.parse().unwrap()],
+                servers,
+                other: None,
+                filtering: NatRule::AddressAndPortDependent,
+                hairpin: None,
+            };
+            seen.judge().ports
+        };
+        assert_eq!(judged(&servers), PortAssignment::Contiguous { step: 1 });
+        servers[2].asked.0 = now;
+        assert_eq!(judged(&servers), PortAssignment::Random);
     }
 
     #[test]
