@@ -4,21 +4,18 @@
 use crate::common::{SECOND, seed};
 use sim::crowd::{Plan, tell};
 
-/// How many there are, if `FARLAN_MEMBERS` does not ask for more.
-const MEMBERS: usize = 40;
-
-fn members() -> usize {
-    match std::env::var("FARLAN_MEMBERS") {
-        Ok(text) => text.parse().expect("FARLAN_MEMBERS is a number"),
-        Err(_) => MEMBERS,
-    }
+/// A number that the environment asks for.
+fn asked(name: &str) -> Option<u32> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().expect("a number"))
 }
 
-#[test]
-fn forty_members_behind_what_the_internet_has_all_meet_and_go_on_after_a_loss() {
-    let figures = tell(Plan {
+/// Forty members for two minutes in which some leave; `FARLAN_MEMBERS` asks for more. With `FARLAN_TALKING` it is the story of
+/// `make prove` for so many seconds.
+fn plan() -> Plan {
+    let short = Plan {
         seed: seed(60),
-        members: members(),
+        members: asked("FARLAN_MEMBERS").unwrap_or(40) as usize,
         relays: 10,
         joining: 20 * SECOND,
         talking: 120 * SECOND,
@@ -27,8 +24,25 @@ fn forty_members_behind_what_the_internet_has_all_meet_and_go_on_after_a_loss() 
         relays_lost: 0.3,
         partners: 2,
         talk: 60 * SECOND,
-    });
+    };
+    let Some(seconds) = asked("FARLAN_TALKING") else {
+        return short;
+    };
+    Plan {
+        talking: seconds * SECOND,
+        churn_per_hour: 0.1,
+        reboots_per_hour: 0.05,
+        talk: 600 * SECOND,
+        ..short
+    }
+}
 
+#[test]
+fn forty_members_behind_what_the_internet_has_all_meet_and_go_on_after_a_loss() {
+    let began = std::time::Instant::now();
+    let figures = tell(plan());
+
+    println!("told in {:?}", began.elapsed());
     println!("{}", figures.lines().join("\n"));
     let again = format!(
         "FARLAN_SEED={} tells it again: {:#?}",
