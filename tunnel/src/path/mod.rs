@@ -53,10 +53,9 @@ const TRANSMITS_MAX: usize = 4 * PATHS_MAX;
 /// The engine takes events after every call, so few are ever waiting.
 const EVENTS_MAX: usize = 32;
 
-/// How long the path in use may stay unheard after data left on it before it is doubted, beside the time of a round trip.
+/// How long the path in use may stay unheard after data left on it before it is doubted, beside the time of two round trips.
 /// Workers tell of traffic every 250 ms, and who only receives says so as often: twice that is the usual silence. TCP inside
-/// tries again 1.4 s after a loss and then after 3 s, so that the way out of doubt has to be found in half a second. Doubt
-/// that was unfounded costs a probe or two.
+/// tries again 1.4 s after a loss and then after 3 s, so that the way out of doubt has to be found in half a second.
 const SILENCE_MAX: Duration = Duration::from_millis(600);
 
 /// How often a quiet path is refreshed while nothing is known of the NAT's patience (RFC 4787 asks for 2 min; some give
@@ -364,8 +363,9 @@ impl PathAgent {
             Some(current) if current == via => self.watch = None,
             Some(current) => {
                 let old = &self.paths[&current];
+                let is_silent = old.silent_for(now).is_none_or(|s| s > silence_max(old.rtt));
                 let new = &self.paths[&via];
-                if old.is_silent(now) || is_better((new.tier, new.rtt), (old.tier, old.rtt)) {
+                if is_silent || is_better((new.tier, new.rtt), (old.tier, old.rtt)) {
                     self.switch_to(via, now);
                 } else {
                     self.doubt(now); // the handshake took another way; ask whether ours still works
@@ -424,11 +424,7 @@ impl PathAgent {
             self.unanswered_since = None;
             return;
         }
-        let (is_proven, has_moved) = (path.proven, self.suggests_a_move(from, now));
-        let is_news = !is_proven || has_moved;
-        if is_proven && has_moved {
-            self.doubt_a_move(now);
-        }
+        let is_news = !path.proven || self.suggests_a_move(from, now);
         let path = self.paths.get_mut(&from).expect("looked up above");
         if is_news
             && path
@@ -778,7 +774,7 @@ impl PathAgent {
 }
 
 fn silence_max(rtt: Option<Duration>) -> Duration {
-    SILENCE_MAX + rtt.unwrap_or_default()
+    SILENCE_MAX + 2 * rtt.unwrap_or_default()
 }
 
 fn flows(traffic_at: Option<Instant>, at: Instant) -> bool {

@@ -3,13 +3,15 @@
 
 use super::selection::is_better;
 use super::watch::Watch;
-use super::{PathAgent, PathEvent, silence_max};
+use super::{PathAgent, PathEvent};
 use overlay_types::PathAddr;
 use std::time::{Duration, Instant};
 
-/// When doubt was unfounded, the two sides simply prefer different paths; this long before the next doubt of that kind. A
-/// path that dies in the meantime is still left within 2 s.
-const ROAM_CHECK_EVERY: Duration = Duration::from_millis(1500);
+/// The peer's data coming over another path while ours has been silent for this long suggests that it moved.
+const ROAM_SILENCE: Duration = Duration::from_secs(1);
+
+/// When doubt was unfounded, the two sides simply prefer different paths; this long before the next doubt of that kind.
+const ROAM_CHECK_EVERY: Duration = Duration::from_secs(10);
 
 impl PathAgent {
     /// Takes the path that just answered into use if that is an improvement.
@@ -42,55 +44,32 @@ impl PathAgent {
         {
             self.switch_to(addr, now);
         } else if self.suggests_a_move(addr, now) {
-            self.doubt_a_move(now);
+            self.doubts_a_move = true;
+            self.doubt(now);
         }
     }
 
-    /// Whether the peer seems to have moved there: its datagrams come over a path that is no worse than ours, or known to work,
-    /// and ours is silent.
+    /// Whether the peer seems to have moved there: its datagrams come over a path no worse than ours, and ours is silent. Of a
+    /// relay that is silent a worse one says as much: relays are lost for both sides at once.
     pub(super) fn suggests_a_move(&self, addr: PathAddr, now: Instant) -> bool {
         let (Some(current), Some(new)) = (self.current, self.paths.get(&addr)) else {
             return false;
         };
         let old = &self.paths[&current];
-        let is_fresh = new
-            .silent_for(now)
-            .is_some_and(|s| s < silence_max(new.rtt));
+        let is_fresh = new.silent_for(now).is_some_and(|s| s < ROAM_SILENCE);
+        let is_old_silent = old.silent_for(now).is_none_or(|s| s >= ROAM_SILENCE);
         let is_time = self.roam_check_after.is_none_or(|at| now >= at);
-        let is_apt = new.proven || new.tier <= old.tier;
-        self.watch.is_none() && is_time && is_fresh && old.is_silent(now) && is_apt
-    }
-
-    /// Asks whether the path in use still works, because the peer seems to have moved.
-    pub(super) fn doubt_a_move(&mut self, now: Instant) {
-        self.doubts_a_move = true;
-        self.doubt(now);
+        let is_likely = new.tier <= old.tier || old.tier.is_relayed();
+        self.watch.is_none() && is_time && is_fresh && is_old_silent && is_likely
     }
 
     /// The peer probed a path. Who is asked again and again on the path in use hears the peer, which may not hear it: what we
     /// send is lost.
     pub(super) fn handle_asked(&mut self, addr: PathAddr, now: Instant) {
-        let Some(path) = self.paths.get_mut(&addr) else {
-            return;
-        };
-        let asked = path.handle_asked(now);
-        let Some(current) = self.current else {
-            return;
-        };
-        if current == addr {
-            if asked.doubts {
-                self.doubt(now);
-            }
-        } else if asked.is_again && self.is_left_behind(current, addr, now) {
+        let path = self.paths.get_mut(&addr);
+        if self.current == Some(addr) && path.is_some_and(|path| path.handle_asked(now)) {
             self.doubt(now);
         }
-    }
-
-    /// Whether the peer looks for another way than the one in use, and this one leads to us: whoever probes others probes that
-    /// in use as well, and of those probes we hear nothing. Who only answers has no doubts of its own, and would go on
-    /// answering where nobody hears it. Between two pings of a second's distance it may look so as well: ours is asked first.
-    fn is_left_behind(&self, current: PathAddr, addr: PathAddr, now: Instant) -> bool {
-        self.paths[&addr].proven && self.paths[&current].is_silent(now)
     }
 
     pub(super) fn doubt(&mut self, now: Instant) {

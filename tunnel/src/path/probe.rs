@@ -3,7 +3,6 @@
 
 use super::mtu::PathMtu;
 use super::selection::Tier;
-use super::silence_max;
 use crate::wire::datagram::{RELAY_HEADER_BYTES, wrapper_bytes};
 use overlay_types::PathAddr;
 use std::collections::VecDeque;
@@ -23,18 +22,6 @@ const ASKED_MAX: u32 = 3;
 /// Our own probes were answered within this time: nothing that we send gets lost.
 const ANSWERED_LATELY: Duration = Duration::from_millis(500);
 
-/// Probes of a peer in doubt follow each other this closely; twice their distance, for one may be lost.
-const ASKED_AGAIN: Duration = Duration::from_millis(250);
-
-/// What a probe of the peer's says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
-    /// The peer asks like one who gets no answers, while we have none of it either.
-    pub(super) doubts: bool,
-    /// It is not the first one in a row.
-    pub(super) is_again: bool,
-}
-
 #[derive(Debug)]
 pub(super) struct Path {
     pub(super) tier: Tier,
@@ -49,9 +36,8 @@ pub(super) struct Path {
     pub(super) answered_at: Option<Instant>,
     pub(super) heard_at: Option<Instant>,
     pub(super) challenged_at: Option<Instant>,
-    /// Probes of the peer's that came since it answered one of ours, and when the last came.
+    /// Probes of the peer's that came since it answered one of ours.
     asked: u32,
-    asked_at: Option<Instant>,
     pub(super) mtu: PathMtu,
     failures: u32,
     failed_at: Option<Instant>,
@@ -74,7 +60,6 @@ impl Path {
             heard_at: None,
             challenged_at: None,
             asked: 0,
-            asked_at: None,
             mtu: PathMtu::new(wrappers, datagram_bytes_max.saturating_add(further)),
             failures: 0,
             failed_at: None,
@@ -92,17 +77,15 @@ impl Path {
         self.asked = 0;
     }
 
-    /// The peer probed it: what that says.
-    pub(super) fn handle_asked(&mut self, now: Instant) -> Asked {
+    /// The peer probed it. Says whether it asks like one who gets no answers, while we have none of it either.
+    pub(super) fn handle_asked(&mut self, now: Instant) -> bool {
         self.asked = self.asked.saturating_add(1);
         let is_answered = |at| now.saturating_duration_since(at) < ANSWERED_LATELY;
         let doubts = self.asked >= ASKED_MAX && !self.answered_at.is_some_and(is_answered);
         if doubts {
             self.asked = 0;
         }
-        let before = self.asked_at.replace(now);
-        let is_again = before.is_some_and(|at| now.saturating_duration_since(at) < ASKED_AGAIN);
-        Asked { doubts, is_again }
+        doubts
     }
 
     /// It does not work any more; what was known of it must be proved again.
@@ -132,12 +115,6 @@ impl Path {
 
     pub(super) fn answered_since(&self, since: Instant) -> bool {
         self.answered_at.is_some_and(|at| at >= since)
-    }
-
-    /// Whether nothing came for longer than is usual on a path that carries data.
-    pub(super) fn is_silent(&self, now: Instant) -> bool {
-        self.silent_for(now)
-            .is_none_or(|silence| silence > silence_max(self.rtt))
     }
 
     pub(super) fn silent_for(&self, now: Instant) -> Option<Duration> {

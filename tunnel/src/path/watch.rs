@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 const STEP: Duration = Duration::from_millis(100);
 
 /// With an alternative that answers, this much silence is enough to leave: three probes, so that loss alone seldom does it.
-/// Where answers take longer, the first two or three are waited for, and a quarter more than they usually take.
 const LEAVE_AFTER: Duration = Duration::from_millis(300);
-const LEAVE_AFTER_ANSWERS: Duration = Duration::from_millis(150);
 
 /// When doubt is more than a lost datagram or two: before any path is left, so that help is on its way.
 const DISTRESS_AFTER: Duration = Duration::from_millis(200);
@@ -56,8 +54,7 @@ impl Watch {
 
     /// Whether the path has been silent for long enough to leave it, given its usual delay, and for whom.
     pub(super) fn leave_for(&self, rtt: Duration, now: Instant) -> Option<Instant> {
-        let wait = LEAVE_AFTER.max(rtt * 5 / 4 + LEAVE_AFTER_ANSWERS);
-        let is_over = now.saturating_duration_since(self.since) >= wait;
+        let is_over = now.saturating_duration_since(self.since) >= LEAVE_AFTER.max(rtt * 3);
         is_over.then(|| self.since.checked_sub(JUST_BEFORE).unwrap_or(self.since))
     }
 
@@ -69,7 +66,7 @@ impl Watch {
         self.steps += 1;
         let was_distressed = self.is_distressed;
         self.is_distressed |=
-            now.saturating_duration_since(self.since) >= DISTRESS_AFTER.max(rtt * 5 / 4);
+            now.saturating_duration_since(self.since) >= DISTRESS_AFTER.max(rtt * 2);
         Some(Step {
             probe_others: self.steps > 1,
             distressed: self.is_distressed && !was_distressed,

@@ -471,30 +471,6 @@ fn a_dead_relay_is_left_for_the_other_one() {
 }
 
 #[test]
-fn who_only_answers_follows_the_peer_away_from_a_way_that_is_lost() {
-    for nat in [Nat::Symmetric, Nat::PortRestricted] {
-        let mut w = World::new(nat, nat);
-        w.session_up();
-        w.settle(20);
-        w.next_talk = w.now;
-        w.sides[0].talks = true;
-        w.settle(20);
-        let used = w.sides[1].agent.current.unwrap();
-        w.direct_up = false;
-        for relay in 0..2 {
-            w.relay_up[relay] = w.relayed(relay, 0) != used;
-        }
-        let took = w.run(Duration::from_secs(8), |w| {
-            let current = w.sides[1].agent.current;
-            (0..2).any(|relay| w.relay_up[relay] && current == Some(w.relayed(relay, 0)))
-        });
-        let took = took.expect("a relay that is there");
-        assert!(took < Duration::from_millis(1300), "{nat:?}: {took:?}");
-        assert!(!w.lost());
-    }
-}
-
-#[test]
 fn a_relay_that_dies_under_a_direct_path_is_not_missed() {
     let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
     w.session_up();
