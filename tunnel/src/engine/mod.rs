@@ -446,7 +446,7 @@ impl Engine {
                 view::datagram_bytes_max(&network.local),
                 now,
             );
-            agent.set_me(network.local.me);
+            agent.set_ends(network.local.me, key.1);
             agent.set_relays(&self.reaches, now);
             agent.set_local_candidates(&self.candidates, now);
             agent.set_local_nat(self.stun.behaviour(), now);

@@ -53,9 +53,10 @@ const TRANSMITS_MAX: usize = 4 * PATHS_MAX;
 /// The engine takes events after every call, so few are ever waiting.
 const EVENTS_MAX: usize = 32;
 
-/// How long the path in use may stay unheard after data left on it before it is doubted, beside the time of two round trips.
+/// How long the path in use may stay unheard after data left on it before it is doubted, beside the time of a round trip.
 /// Workers tell of traffic every 250 ms, and who only receives says so as often: twice that is the usual silence. TCP inside
-/// tries again 1.4 s after a loss and then after 3 s, so that the way out of doubt has to be found in half a second.
+/// tries again 1.4 s after a loss and then after 3 s, so that the way out of doubt has to be found in half a second. Doubt
+/// that was unfounded costs a probe or a few.
 const SILENCE_MAX: Duration = Duration::from_millis(600);
 
 /// How often a quiet path is refreshed while nothing is known of the NAT's patience (RFC 4787 asks for 2 min; some give
@@ -192,8 +193,10 @@ pub struct PathAgent {
     keepalive: Duration,
     keepalive_at: Option<Instant>,
     roam_check_after: Option<Instant>,
-    /// The path in use is doubted because the peer seems to have moved.
-    doubts_a_move: bool,
+    /// The path in use is doubted because the peer seems to have moved there.
+    doubts_for: Option<PathAddr>,
+    /// Of two paths that are as good, ours gives way to the peer's.
+    follows: bool,
     announced: Option<PathView>,
     observed: VecDeque<SocketAddr>,
     transmits: VecDeque<PathTransmit>,
@@ -229,7 +232,8 @@ impl PathAgent {
             keepalive: KEEPALIVE,
             keepalive_at: None,
             roam_check_after: None,
-            doubts_a_move: false,
+            doubts_for: None,
+            follows: false,
             announced: None,
             observed: VecDeque::new(),
             transmits: VecDeque::new(),
@@ -269,9 +273,11 @@ impl PathAgent {
         }
     }
 
-    /// Who we are: what we relay for the peer does not lead to it from here.
-    pub fn set_me(&mut self, me: PeerId) {
+    /// Who the two are: what we relay for the peer does not lead to it from here, and one of them follows the other where two
+    /// paths are as good.
+    pub fn set_ends(&mut self, me: PeerId, peer: PeerId) {
         self.candidates.set_me(me);
+        self.follows = me > peer;
     }
 
     /// Whether we relay for other members, told to the peer while there is a session.
@@ -363,9 +369,8 @@ impl PathAgent {
             Some(current) if current == via => self.watch = None,
             Some(current) => {
                 let old = &self.paths[&current];
-                let is_silent = old.silent_for(now).is_none_or(|s| s > silence_max(old.rtt));
                 let new = &self.paths[&via];
-                if is_silent || is_better((new.tier, new.rtt), (old.tier, old.rtt)) {
+                if old.is_silent(now) || is_better((new.tier, new.rtt), (old.tier, old.rtt)) {
                     self.switch_to(via, now);
                 } else {
                     self.doubt(now); // the handshake took another way; ask whether ours still works
@@ -424,7 +429,11 @@ impl PathAgent {
             self.unanswered_since = None;
             return;
         }
-        let is_news = !path.proven || self.suggests_a_move(from, now);
+        let (is_proven, has_moved) = (path.proven, self.suggests_a_move(from, now));
+        if is_proven && has_moved {
+            self.doubt_for(from, now);
+        }
+        let is_news = !is_proven || has_moved;
         let path = self.paths.get_mut(&from).expect("looked up above");
         if is_news
             && path
@@ -774,7 +783,7 @@ impl PathAgent {
 }
 
 fn silence_max(rtt: Option<Duration>) -> Duration {
-    SILENCE_MAX + 2 * rtt.unwrap_or_default()
+    SILENCE_MAX + rtt.unwrap_or_default()
 }
 
 fn flows(traffic_at: Option<Instant>, at: Instant) -> bool {

@@ -3,15 +3,13 @@
 
 use super::selection::is_better;
 use super::watch::Watch;
-use super::{PathAgent, PathEvent};
+use super::{PathAgent, PathEvent, silence_max};
 use overlay_types::PathAddr;
 use std::time::{Duration, Instant};
 
-/// The peer's data coming over another path while ours has been silent for this long suggests that it moved.
-const ROAM_SILENCE: Duration = Duration::from_secs(1);
-
-/// When doubt was unfounded, the two sides simply prefer different paths; this long before the next doubt of that kind.
-const ROAM_CHECK_EVERY: Duration = Duration::from_secs(10);
+/// When doubt was unfounded, the two sides simply prefer different paths; this long before the next doubt of that kind. A
+/// path that dies in the meantime is still left within 2 s.
+const ROAM_CHECK_EVERY: Duration = Duration::from_millis(1500);
 
 impl PathAgent {
     /// Takes the path that just answered into use if that is an improvement.
@@ -22,11 +20,13 @@ impl PathAgent {
         };
         let (old, new) = (&self.paths[&current], &self.paths[&addr]);
         if addr == current {
-            if self.watch.take().is_some() && std::mem::take(&mut self.doubts_a_move) {
-                self.roam_check_after = Some(now + ROAM_CHECK_EVERY);
-            }
+            let doubted = self.watch.take().and(self.doubts_for.take());
             self.unanswered_since = None;
             self.announce();
+            if let Some(theirs) = doubted {
+                self.roam_check_after = Some(now + ROAM_CHECK_EVERY);
+                self.agree_on(theirs, now);
+            }
             return;
         }
         let rtt = old.rtt.unwrap_or_default();
@@ -44,23 +44,46 @@ impl PathAgent {
         {
             self.switch_to(addr, now);
         } else if self.suggests_a_move(addr, now) {
-            self.doubts_a_move = true;
-            self.doubt(now);
+            self.doubt_for(addr, now);
         }
     }
 
-    /// Whether the peer seems to have moved there: its datagrams come over a path no worse than ours, and ours is silent. Of a
-    /// relay that is silent a worse one says as much: relays are lost for both sides at once.
+    /// Ours works, and the peer's datagrams come another way. Where that one is as good, one of the two gives way, so that each
+    /// hears on its path what it sends on it.
+    fn agree_on(&mut self, theirs: PathAddr, now: Instant) {
+        let (Some(current), Some(new)) = (self.current, self.paths.get(&theirs)) else {
+            return;
+        };
+        let old = &self.paths[&current];
+        let is_as_good = new.tier == old.tier && !is_better((old.tier, old.rtt), (new.tier, new.rtt));
+        let works = new.proven && new.samples > 0 && !new.is_held_down(now);
+        if self.follows && works && is_as_good {
+            self.switch_to(theirs, now);
+        }
+    }
+
+    /// Whether the peer seems to have moved there: its datagrams come over a path that is no worse than ours, or known to work,
+    /// and ours is silent.
     pub(super) fn suggests_a_move(&self, addr: PathAddr, now: Instant) -> bool {
         let (Some(current), Some(new)) = (self.current, self.paths.get(&addr)) else {
             return false;
         };
         let old = &self.paths[&current];
-        let is_fresh = new.silent_for(now).is_some_and(|s| s < ROAM_SILENCE);
-        let is_old_silent = old.silent_for(now).is_none_or(|s| s >= ROAM_SILENCE);
+        let is_fresh = new
+            .silent_for(now)
+            .is_some_and(|s| s < silence_max(new.rtt));
         let is_time = self.roam_check_after.is_none_or(|at| now >= at);
-        let is_likely = new.tier <= old.tier || old.tier.is_relayed();
-        self.watch.is_none() && is_time && is_fresh && is_old_silent && is_likely
+        let is_likely = new.proven || new.tier <= old.tier;
+        self.watch.is_none() && is_time && is_fresh && old.is_silent(now) && is_likely
+    }
+
+    /// Asks whether the path in use still works, because the peer seems to have moved to another one.
+    pub(super) fn doubt_for(&mut self, theirs: PathAddr, now: Instant) {
+        if self.watch.is_none() {
+            self.doubts_for = Some(theirs);
+            self.watch = Some(Watch::mild(now));
+            self.continue_watch(now);
+        }
     }
 
     /// The peer probed a path. Who is asked again and again on the path in use hears the peer, which may not hear it: what we
@@ -74,6 +97,7 @@ impl PathAgent {
 
     pub(super) fn doubt(&mut self, now: Instant) {
         if self.current.is_some() && self.watch.is_none() {
+            self.doubts_for = None;
             self.watch = Some(Watch::new(now));
             self.continue_watch(now);
         }
@@ -150,7 +174,7 @@ impl PathAgent {
         (self.current, self.first) = (Some(addr), None);
         self.stats.changes += 1;
         self.watch = None;
-        self.doubts_a_move = false;
+        self.doubts_for = None;
         self.unanswered_since = None;
         self.refresh_keepalive(now);
         self.announce();

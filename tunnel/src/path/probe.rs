@@ -3,6 +3,8 @@
 
 use super::mtu::PathMtu;
 use super::selection::Tier;
+use super::silence_max;
+use super::watch::usual;
 use crate::wire::datagram::{RELAY_HEADER_BYTES, wrapper_bytes};
 use overlay_types::PathAddr;
 use std::collections::VecDeque;
@@ -18,6 +20,9 @@ const FORGIVE_AFTER: Duration = Duration::from_secs(600);
 /// A peer in doubt asks so often before it leaves ([`super::watch`]); one that searches for a size asks as often, but then we
 /// were answered lately, or are by the probe that this costs.
 const ASKED_MAX: u32 = 3;
+
+/// Questions of one doubt follow each other this closely: what is further apart keeps a quiet path alive.
+const ASKED_AGAIN: Duration = Duration::from_millis(500);
 
 /// Our own probes were answered within this time: nothing that we send gets lost.
 const ANSWERED_LATELY: Duration = Duration::from_millis(500);
@@ -36,8 +41,9 @@ pub(super) struct Path {
     pub(super) answered_at: Option<Instant>,
     pub(super) heard_at: Option<Instant>,
     pub(super) challenged_at: Option<Instant>,
-    /// Probes of the peer's that came since it answered one of ours.
+    /// Probes of the peer's that came one soon after the other, since it answered one of ours; when the first and the last came.
     asked: u32,
+    asked_at: Option<(Instant, Instant)>,
     pub(super) mtu: PathMtu,
     failures: u32,
     failed_at: Option<Instant>,
@@ -60,6 +66,7 @@ impl Path {
             heard_at: None,
             challenged_at: None,
             asked: 0,
+            asked_at: None,
             mtu: PathMtu::new(wrappers, datagram_bytes_max.saturating_add(further)),
             failures: 0,
             failed_at: None,
@@ -79,9 +86,19 @@ impl Path {
 
     /// The peer probed it. Says whether it asks like one who gets no answers, while we have none of it either.
     pub(super) fn handle_asked(&mut self, now: Instant) -> bool {
+        let since = |at: Instant| now.saturating_duration_since(at);
+        let began = self.asked_at.filter(|&(_, last)| since(last) < ASKED_AGAIN);
+        if began.is_none() {
+            self.asked = 0;
+        }
+        let first = began.map_or(now, |(first, _)| first);
+        self.asked_at = Some((first, now));
         self.asked = self.asked.saturating_add(1);
         let is_answered = |at| now.saturating_duration_since(at) < ANSWERED_LATELY;
-        let doubts = self.asked >= ASKED_MAX && !self.answered_at.is_some_and(is_answered);
+        // Until its first question can have been answered, it asks because it does not know yet.
+        let is_late = since(first) > usual(self.rtt.unwrap_or_default());
+        let doubts =
+            self.asked >= ASKED_MAX && is_late && !self.answered_at.is_some_and(is_answered);
         if doubts {
             self.asked = 0;
         }
@@ -115,6 +132,12 @@ impl Path {
 
     pub(super) fn answered_since(&self, since: Instant) -> bool {
         self.answered_at.is_some_and(|at| at >= since)
+    }
+
+    /// Whether nothing came for longer than is usual on a path that carries data.
+    pub(super) fn is_silent(&self, now: Instant) -> bool {
+        self.silent_for(now)
+            .is_none_or(|silence| silence > silence_max(self.rtt))
     }
 
     pub(super) fn silent_for(&self, now: Instant) -> Option<Duration> {

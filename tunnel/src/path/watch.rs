@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 const STEP: Duration = Duration::from_millis(100);
 
 /// With an alternative that answers, this much silence is enough to leave: three probes, so that loss alone seldom does it.
+/// Where answers take longer, the first two or three are waited for, and a quarter more than they usually take.
 const LEAVE_AFTER: Duration = Duration::from_millis(300);
+const LEAVE_AFTER_ANSWERS: Duration = Duration::from_millis(150);
 
 /// When doubt is more than a lost datagram or two: before any path is left, so that help is on its way.
 const DISTRESS_AFTER: Duration = Duration::from_millis(200);
@@ -23,6 +25,8 @@ pub(super) struct Watch {
     next_at: Instant,
     steps: u32,
     is_distressed: bool,
+    /// Ask the path in use alone until its answer is late.
+    is_mild: bool,
 }
 
 /// What doubt asks for.
@@ -45,6 +49,16 @@ impl Watch {
             next_at: now,
             steps: 0,
             is_distressed: false,
+            is_mild: false,
+        }
+    }
+
+    /// One that has little cause: other ways are left alone until the answer is late. Two sides that prefer different ways
+    /// would give each other cause without end if each asked on both.
+    pub(super) fn mild(now: Instant) -> Self {
+        Self {
+            is_mild: true,
+            ..Self::new(now)
         }
     }
 
@@ -54,7 +68,8 @@ impl Watch {
 
     /// Whether the path has been silent for long enough to leave it, given its usual delay, and for whom.
     pub(super) fn leave_for(&self, rtt: Duration, now: Instant) -> Option<Instant> {
-        let is_over = now.saturating_duration_since(self.since) >= LEAVE_AFTER.max(rtt * 3);
+        let wait = LEAVE_AFTER.max(usual(rtt) + LEAVE_AFTER_ANSWERS);
+        let is_over = now.saturating_duration_since(self.since) >= wait;
         is_over.then(|| self.since.checked_sub(JUST_BEFORE).unwrap_or(self.since))
     }
 
@@ -65,13 +80,18 @@ impl Watch {
         self.next_at = now + STEP;
         self.steps += 1;
         let was_distressed = self.is_distressed;
-        self.is_distressed |=
-            now.saturating_duration_since(self.since) >= DISTRESS_AFTER.max(rtt * 2);
+        let waited = now.saturating_duration_since(self.since);
+        self.is_distressed |= waited >= DISTRESS_AFTER.max(usual(rtt));
         Some(Step {
-            probe_others: self.steps > 1,
+            probe_others: self.steps > 1 && (!self.is_mild || waited > usual(rtt)),
             distressed: self.is_distressed && !was_distressed,
             leave_for: self.leave_for(rtt, now),
-            give_up: now.saturating_duration_since(self.since) >= GIVE_UP_AFTER.max(rtt * 4),
+            give_up: waited >= GIVE_UP_AFTER.max(rtt * 4),
         })
     }
+}
+
+/// What an answer takes, and a quarter more.
+pub(super) fn usual(rtt: Duration) -> Duration {
+    rtt * 5 / 4
 }

@@ -50,7 +50,8 @@ impl Side {
             ([10, 0, n, 2], 7000).into()
         };
         let (mappings, allowed, events) = (BTreeMap::new(), BTreeSet::new(), Vec::new());
-        let agent = PathAgent::new(u64::from(n), 1600, now);
+        let mut agent = PathAgent::new(u64::from(n), 1600, now);
+        agent.set_ends(PeerId([100 + n; 32]), PeerId([103 - n; 32]));
         Self {
             agent,
             nat,
@@ -110,6 +111,8 @@ struct World {
     start: Instant,
     sides: [Side; 2],
     relay_up: [bool; 2],
+    /// From one side to the other.
+    relay_delay: Duration,
     direct_up: bool,
     /// What this side sends is lost, though it hears the other: straight for good, and at the relays until it asks them where
     /// they see it.
@@ -133,6 +136,7 @@ impl World {
             start: now,
             sides,
             relay_up: [true; 2],
+            relay_delay: DELAY * 2,
             direct_up: true,
             mute: None,
             same_lan: false,
@@ -207,7 +211,7 @@ impl World {
                         relay,
                         index: 100 + from as u32,
                     },
-                    DELAY * 2,
+                    self.relay_delay,
                 )
             }
             PathAddr::Chained { .. } => return, // there is no second relay behind one
@@ -468,6 +472,67 @@ fn a_dead_relay_is_left_for_the_other_one() {
         "{took:?}"
     );
     assert!(!w.lost());
+}
+
+#[test]
+fn who_only_answers_follows_the_peer_away_from_a_way_that_is_lost() {
+    for nat in [Nat::Symmetric, Nat::PortRestricted] {
+        let mut w = World::new(nat, nat);
+        w.session_up();
+        w.settle(20);
+        w.next_talk = w.now;
+        w.sides[0].talks = true;
+        w.settle(20);
+        let used = w.sides[1].agent.current.unwrap();
+        w.direct_up = false;
+        for relay in 0..2 {
+            w.relay_up[relay] = w.relayed(relay, 0) != used;
+        }
+        let took = w.run(Duration::from_secs(8), |w| {
+            let current = w.sides[1].agent.current;
+            (0..2).any(|relay| w.relay_up[relay] && current == Some(w.relayed(relay, 0)))
+        });
+        let took = took.expect("a relay that is there");
+        assert!(took < Duration::from_millis(1300), "{nat:?}: {took:?}");
+        assert!(!w.lost());
+    }
+}
+
+/// Two whose relays are far away, and who prefer different ones.
+fn going_two_ways() -> World {
+    let mut w = World::new(Nat::Symmetric, Nat::Symmetric);
+    w.relay_delay = Duration::from_millis(150);
+    w.session_up();
+    w.settle(30);
+    for i in 0..2 {
+        let way = w.relayed(i, 1 - i);
+        w.sides[i].agent.switch_to(way, w.now);
+    }
+    w
+}
+
+#[test]
+fn an_idle_pair_that_goes_two_ways_does_not_keep_itself_in_doubt() {
+    let mut w = going_two_ways();
+    let before = w.sides[0].sent + w.sides[1].sent;
+    w.settle(600);
+    // Each refreshes its path every 25 s or so.
+    let sent = w.sides[0].sent + w.sides[1].sent - before;
+    assert!(sent < 1000, "{sent} datagrams in ten minutes");
+    assert!(!w.lost());
+}
+
+#[test]
+fn two_that_talk_agree_on_one_of_two_relays_that_are_as_good() {
+    let mut w = going_two_ways();
+    w.talk();
+    let used = |w: &World| [0, 1].map(|i| w.sides[i].agent.current.unwrap().socket_addr());
+    let is_agreed = |w: &World| used(w)[0] == used(w)[1];
+    w.run(Duration::from_secs(5), is_agreed).expect("one relay");
+    let before = [0, 1].map(|i| w.sides[i].agent.stats().changes);
+    w.settle(60);
+    assert_eq!(before, [0, 1].map(|i| w.sides[i].agent.stats().changes));
+    assert!(is_agreed(&w) && !w.lost());
 }
 
 #[test]
