@@ -11,6 +11,7 @@ use overlay_types::{Binding, DhcpMode, Location, MacAddr, Name, PeerId};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 /// The most members that a node keeps track of.
 pub const MEMBERS_MAX: usize = 4096;
@@ -53,7 +54,7 @@ struct Member {
     cert: MembershipCert,
     /// The roster's version at which it came or changed.
     version: u64,
-    record: Option<Verified<NodeRecord>>,
+    record: Option<Arc<Verified<NodeRecord>>>,
 }
 
 /// A network's members as this node knows them.
@@ -193,7 +194,12 @@ impl Directory {
     ///
     /// # Errors
     /// [`NotTaken`]; counted.
-    pub fn insert(&mut self, record: Verified<NodeRecord>, unix: u64) -> Result<bool, NotTaken> {
+    pub fn insert(
+        &mut self,
+        record: impl Into<Arc<Verified<NodeRecord>>>,
+        unix: u64,
+    ) -> Result<bool, NotTaken> {
+        let record = record.into();
         let author = record.author();
         if let Some(known) = self.get(author)
             && known.seq >= record.seq
@@ -268,7 +274,7 @@ impl Directory {
 
     /// The newest record of `peer`.
     pub fn get(&self, peer: PeerId) -> Option<&Verified<NodeRecord>> {
-        self.members.get(&peer)?.record.as_ref()
+        self.members.get(&peer)?.record.as_deref()
     }
 
     /// The membership of `peer`.
@@ -282,7 +288,7 @@ impl Directory {
     }
 
     /// The newest records of all other members.
-    pub fn peers(&self) -> impl Iterator<Item = &Verified<NodeRecord>> {
+    pub fn peers(&self) -> impl Iterator<Item = &Arc<Verified<NodeRecord>>> {
         self.members
             .values()
             .filter_map(|member| member.record.as_ref())
@@ -290,10 +296,11 @@ impl Directory {
     }
 
     /// The records of other members that came since the last call, as far as they are still there.
-    pub fn take_news(&mut self) -> Vec<Verified<NodeRecord>> {
+    pub fn take_news(&mut self) -> Vec<Arc<Verified<NodeRecord>>> {
         let news = std::mem::take(&mut self.news);
         let others = news.into_iter().filter(|peer| *peer != self.me);
-        others.filter_map(|peer| self.get(peer).cloned()).collect()
+        let record = |peer| self.members.get(&peer)?.record.clone();
+        others.filter_map(record).collect()
     }
 
     /// Members of whom no record is known: their slots are to be looked up.

@@ -24,6 +24,7 @@ use rand_chacha::ChaCha20Rng;
 use std::{
     collections::{BTreeMap, VecDeque},
     ops::Range,
+    sync::Arc,
     time::Duration,
 };
 
@@ -59,7 +60,7 @@ const VERSIONS_MAX: usize = 2;
 
 #[derive(Clone)]
 struct Version {
-    record: Verified<NodeRecord>,
+    record: Arc<Verified<NodeRecord>>,
     /// Written on the island of a partition that still lasts, or off it; `None` for both.
     on_island: Option<bool>,
 }
@@ -72,7 +73,7 @@ pub struct SlotModel {
 
 impl SlotModel {
     /// Writes a record where a partition, if there is one, lets it be seen.
-    pub fn write(&mut self, record: Verified<NodeRecord>, on_island: Option<bool>) {
+    pub fn write(&mut self, record: Arc<Verified<NodeRecord>>, on_island: Option<bool>) {
         let versions = self.slots.entry(record.author()).or_default();
         if versions.len() == VERSIONS_MAX {
             versions.pop_front();
@@ -87,7 +88,7 @@ impl SlotModel {
         on_island: bool,
         terms: &Terms,
         rng: &mut ChaCha20Rng,
-    ) -> Option<Verified<NodeRecord>> {
+    ) -> Option<Arc<Verified<NodeRecord>>> {
         let seen = |version: &&Version| version.on_island.is_none_or(|side| side == on_island);
         let mut versions = self.slots.get(&peer)?.iter().filter(seen).rev();
         let newest = versions.next()?;
@@ -96,7 +97,7 @@ impl SlotModel {
         } else {
             newest
         };
-        Some(version.record.clone())
+        Some(Arc::clone(&version.record))
     }
 
     /// Everybody who ever wrote a record.

@@ -17,6 +17,7 @@ use rand_chacha::ChaCha20Rng;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tunnel::session::LocalKeys;
@@ -84,7 +85,7 @@ pub(crate) struct Disk {
     pub(crate) has_voted: bool,
     pub(crate) record_seq: u64,
     /// The others' records, so that a restarted node finds them without the DHT.
-    pub(crate) peers: Vec<Verified<NodeRecord>>,
+    pub(crate) peers: Vec<Arc<Verified<NodeRecord>>>,
 }
 
 /// What does not.
@@ -120,6 +121,8 @@ pub(crate) struct Sync {
     /// Until where that was done; the others are next.
     pub(crate) reread_after: Option<PeerId>,
     pub(crate) missing: usize,
+    /// How many members there are, by the roster.
+    pub(crate) roster: usize,
 }
 
 impl Sync {
@@ -132,6 +135,7 @@ impl Sync {
             wanted_last: None,
             reread_after: None,
             missing: 0,
+            roster: 0,
         }
     }
 }

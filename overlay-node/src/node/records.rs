@@ -482,7 +482,7 @@ impl Node {
         }
         let news = member.directory.take_news();
         let records: Vec<_> = member.directory.peers().cloned().collect();
-        let eager = records.len() <= EAGER_MAX;
+        let eager = member.directory.members().count() <= EAGER_MAX;
         let is_told = std::mem::replace(&mut member.told_eager, eager) == eager;
         let commands: Vec<_> = if is_told { &news } else { &records }
             .iter()

@@ -38,6 +38,7 @@ pub(crate) use relays::Offer;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tunnel::{
@@ -95,7 +96,7 @@ enum Errand {
     /// A member's record reaches the DHT.
     Publish,
     /// A record reaches a member.
-    Pushed(Box<Verified<NodeRecord>>),
+    Pushed(Arc<Verified<NodeRecord>>),
     /// A member asks for news that no push brought.
     Sync,
 }
@@ -523,7 +524,7 @@ impl Overlay {
             Errand::Refresh => self.refresh(id),
             Errand::Publish => self.publish(id),
             Errand::Pushed(record) => {
-                if self.running(id).directory.insert(*record, unix) == Ok(true) {
+                if self.running(id).directory.insert(record, unix) == Ok(true) {
                     self.refresh_soon(id);
                 }
             }

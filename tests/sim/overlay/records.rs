@@ -43,9 +43,10 @@ impl Overlay {
         let running = self.running(id);
         running.is_refresh_planned = false;
         let news = running.directory.take_news();
-        let eager = running.directory.peers().count() <= EAGER_MAX;
+        let known = running.directory.peers().count().max(running.sync.roster);
+        let eager = known <= EAGER_MAX;
         let is_told = std::mem::replace(&mut running.told_eager, eager) == eager;
-        let upsert = |record: &Verified<NodeRecord>| Command::UpsertPeer {
+        let upsert = |record: &Arc<Verified<NodeRecord>>| Command::UpsertPeer {
             network,
             peer: record.peer,
             keys: record.keys.clone(),
@@ -89,12 +90,13 @@ impl Overlay {
         let Some(record) = self.members[id.0].record(&self.network, unix) else {
             return;
         };
+        let record = Arc::new(record);
         let host = self.member(id).host;
         let on_island = self
             .world
             .is_partitioned()
             .then(|| self.world.on_island(host));
-        self.slots.write(record.clone(), on_island);
+        self.slots.write(Arc::clone(&record), on_island);
         let mut lanes = [Duration::ZERO; AT_ONCE];
         for other in self.members().filter(|&other| other != id) {
             if self.member(other).disk.membership.is_none() {
@@ -110,7 +112,7 @@ impl Overlay {
             for pause in [Duration::ZERO].into_iter().chain(PUSH_AGAIN) {
                 at += pause;
                 if !self.world.rng.random_bool(self.terms.loss) {
-                    self.plan(other, at, Errand::Pushed(Box::new(record.clone())));
+                    self.plan(other, at, Errand::Pushed(Arc::clone(&record)));
                     break;
                 }
             }
@@ -145,6 +147,7 @@ impl Overlay {
             Vec::new()
         };
         let running = self.running(id);
+        running.sync.roster = running.sync.roster.max(roster.len());
         let directory = &running.directory;
         let is_missing = |peer: &PeerId| {
             *peer != me
@@ -190,7 +193,7 @@ impl Overlay {
             .read(peer, side, &self.terms, &mut self.world.rng);
         let known = self.running(id).directory.get(peer).map(|known| known.seq);
         if let Some(record) = read.filter(|record| known.is_none_or(|seq| seq < record.seq)) {
-            self.send(id, Errand::Pushed(Box::new(record)));
+            self.send(id, Errand::Pushed(record));
         }
     }
 

@@ -572,11 +572,8 @@ impl PathAgent {
             return None;
         }
         let tier = self.current.map(|addr| self.paths[&addr].tier);
-        let sizes = self.paths.iter().filter_map(|(addr, path)| {
-            let is_current = self.current == Some(*addr);
-            path.mtu.due(|at| is_current && flows(self.traffic_at, at))
-        });
-        let sizes = sizes.min();
+        let sizes = self.sized_paths().into_iter().flatten();
+        let sizes = sizes.filter_map(|addr| self.size_due(addr)).min();
         [
             (self.silent_at(), "path silent"),
             (self.watch.as_ref().map(Watch::due), "path doubted"),
@@ -678,21 +675,35 @@ impl PathAgent {
         self.consider(probe.path, now);
     }
 
-    /// Searches on every path that works, and confirms what was found on the one in use.
+    /// Paths whose size matters: the one in use, and the relayed one that is taken when it fails.
+    fn sized_paths(&self) -> [Option<PathAddr>; 2] {
+        let spare = self.paths.iter().filter(|(addr, path)| {
+            path.proven && path.tier.is_relayed() && self.current != Some(**addr)
+        });
+        let spare = spare.min_by_key(|(_, path)| (path.tier, path.rtt));
+        [self.current, spare.map(|(addr, _)| *addr)]
+    }
+
+    /// When the size of such a path is to be probed next. Of the spare one it is asked while there is traffic.
+    fn size_due(&self, addr: PathAddr) -> Option<Instant> {
+        let is_current = self.current == Some(addr);
+        let at = self.paths[&addr]
+            .mtu
+            .due(|at| is_current && flows(self.traffic_at, at))?;
+        (is_current || is_in_use(self.traffic_at, at)).then_some(at)
+    }
+
+    /// Searches for the size of paths, and confirms what was found on the one in use.
     fn continue_mtu(&mut self, now: Instant) {
-        let (current, traffic_at) = (self.current, self.traffic_at);
-        let due: Vec<_> = self
-            .paths
-            .iter_mut()
-            .filter_map(|(addr, path)| {
-                let is_current = current == Some(*addr);
-                let at = path.mtu.due(|at| is_current && flows(traffic_at, at));
-                at.filter(|at| *at <= now)?;
-                let (rtt, heard_at) = (path.rtt.unwrap_or_default(), path.heard_at);
-                Some((*addr, path.mtu.handle_timeout(now, rtt, heard_at)?))
-            })
-            .collect();
-        for (addr, probe) in due {
+        for addr in self.sized_paths().into_iter().flatten() {
+            if self.size_due(addr).is_none_or(|at| at > now) {
+                continue;
+            }
+            let path = self.paths.get_mut(&addr).expect("it was found there");
+            let (rtt, heard_at) = (path.rtt.unwrap_or_default(), path.heard_at);
+            let Some(probe) = path.mtu.handle_timeout(now, rtt, heard_at) else {
+                continue;
+            };
             self.probe(addr, Some(probe.size), now);
             if probe.is_last {
                 self.probe(addr, None, now);

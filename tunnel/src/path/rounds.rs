@@ -5,13 +5,17 @@ use super::credit::{PAYMENT_BYTES_MAX, PROBE_BYTES};
 use super::probe::Path;
 use super::punch::{self, Due, Want};
 use super::selection::Tier;
+use super::watch::usual;
 use super::{ControlMessage, Passage, PathAgent, is_in_use};
 use overlay_types::PathAddr;
 use rand::Rng;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Payments for one round: three pay for the probes of a host with four ways in.
 const PAYMENTS_MAX: usize = 12;
+
+/// Relays need no simultaneous open: such a path is asked again only when its answer is late.
+const RELAY_ANSWERS_WITHIN: Duration = Duration::from_millis(350);
 
 impl PathAgent {
     /// Does what is due of a round.
@@ -30,9 +34,12 @@ impl PathAgent {
                 let open = self.paths.iter().filter(|(addr, p)| {
                     is_open(p) && (!p.learned || p.proven || first == Some(**addr))
                 });
-                let open: Vec<_> = open.map(|(addr, _)| *addr).collect();
-                for addr in open {
-                    self.probe(addr, None, now);
+                let open: Vec<_> = open.map(|(addr, p)| (*addr, p.tier, p.rtt)).collect();
+                for (addr, tier, rtt) in open {
+                    let wait = RELAY_ANSWERS_WITHIN.max(usual(rtt.unwrap_or_default()));
+                    if !tier.is_relayed() || !self.in_flight.asks(addr, wait, now) {
+                        self.probe(addr, None, now);
+                    }
                 }
             }
             Some(Due::Call) => self.call(now),

@@ -357,10 +357,10 @@ fn two_port_restricted_nats_are_punched_within_three_seconds() {
 fn the_way_by_the_relay_is_measured_too_before_it_is_needed() {
     let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
     w.session_up();
+    w.talk();
     w.settle(10);
     assert!(w.both(Tier::Direct));
     w.direct_up = false;
-    w.talk();
     w.run(Duration::from_secs(10), |w| w.both(Tier::Relay))
         .expect("the relay again");
     let view = w.sides[0].agent.current().unwrap();
