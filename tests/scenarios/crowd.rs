@@ -45,6 +45,12 @@ fn forty_members_behind_what_the_internet_has_all_meet_and_go_on_after_a_loss() 
 
     println!("told in {:?}", began.elapsed());
     println!("{}", figures.lines().join("\n"));
+    for slow in &figures.slow_first {
+        println!("{slow:?}");
+    }
+    for unreached in &figures.unreached_first {
+        println!("{unreached:?}");
+    }
     let again = format!(
         "FARLAN_SEED={} tells it again: {:#?}",
         figures.plan.seed, figures.unreached_first

@@ -58,6 +58,21 @@ pub struct Unreached {
     pub after_beginning: Duration,
 }
 
+/// A pair whose first answer took long.
+#[derive(Clone, Debug)]
+pub struct Slow {
+    /// From the beginning to the answer.
+    pub first: Duration,
+    /// When they began.
+    pub began: Duration,
+    /// From whom to whom.
+    pub pair: (usize, usize),
+    /// Behind what they are.
+    pub kinds: (&'static str, &'static str),
+    /// Which way was in use then.
+    pub way: Option<Way>,
+}
+
 /// How many pairs, and which way they came to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Ways {
@@ -96,6 +111,8 @@ pub struct Figures {
     pub before_first: u64,
     /// The longest silence after a loss.
     pub silence_max: Duration,
+    /// Pairs that waited for more than [`SLOW_AFTER`]: the first few.
+    pub slow_first: Vec<Slow>,
     /// Times to first data of pairs that began to talk.
     pub first_data: Vec<Duration>,
     /// The same of pairs of which one had been away.
@@ -131,6 +148,9 @@ pub struct Figures {
 /// Unreached probes that are told one by one.
 const UNREACHED_MAX: usize = 40;
 
+/// A pair that waits longer for its first answer is told of.
+const SLOW_AFTER: Duration = Duration::from_secs(2);
+
 /// A pair that talked for less says nothing of where it would have come to.
 const TALKED_MIN: Duration = Duration::from_secs(30);
 
@@ -148,6 +168,7 @@ impl Figures {
             lost_in_recovery: 0,
             before_first: 0,
             silence_max: Duration::ZERO,
+            slow_first: Vec::new(),
             first_data: Vec::new(),
             first_data_again: Vec::new(),
             never: 0,
@@ -170,6 +191,12 @@ impl Figures {
         self.unreached += 1;
         if self.unreached_first.len() < UNREACHED_MAX {
             self.unreached_first.push(unreached);
+        }
+    }
+
+    pub(super) fn note_slow(&mut self, slow: Slow) {
+        if slow.first > SLOW_AFTER && self.slow_first.len() < UNREACHED_MAX {
+            self.slow_first.push(slow);
         }
     }
 

@@ -4,7 +4,7 @@
 mod figures;
 pub mod mix;
 
-pub use figures::{Figures, Unreached, Way};
+pub use figures::{Figures, Slow, Unreached, Way};
 
 use crate::{
     link::LinkKind,
@@ -369,10 +369,19 @@ impl Crowd {
             };
             let is_first = spell.first.is_none();
             let in_time = answered.is_some_and(|took| took <= ANSWER_WITHIN);
-            if let (Some(took), true) = (answered, is_first) {
-                spell.first = Some(sent + took - spell.began);
-            }
             let began = spell.began;
+            if let (Some(took), true) = (answered, is_first) {
+                let first = sent + took - began;
+                spell.first = Some(first);
+                let slow = Slow {
+                    first,
+                    began,
+                    pair: (from.0, to.0),
+                    kinds: (self.name(from), self.name(to)),
+                    way: self.way(from, to),
+                };
+                self.figures.note_slow(slow);
+            }
             let lost = self.loss_before(from, to, now);
             // What was under way when it happened is lost with it.
             let is_excused =
