@@ -78,6 +78,8 @@ struct Pair {
     to: MemberId,
     until: Duration,
     spell: Option<Spell>,
+    /// When a member was lost whose relay was theirs.
+    relay_lost_at: Option<Duration>,
     /// Probes that may still be answered.
     asked: VecDeque<(u16, Duration)>,
 }
@@ -288,6 +290,7 @@ impl Crowd {
             to,
             until,
             spell: None,
+            relay_lost_at: None,
             asked: VecDeque::new(),
         });
         let phase = SECOND.mul_f64(self.overlay.world.rng.random::<f64>());
@@ -335,7 +338,7 @@ impl Crowd {
             self.pairs[at].asked.push_back((sequence, now));
         }
         self.note_way(at);
-        let lost = self.loss_before(from, to, now);
+        let lost = self.loss_before(at, now);
         let pause = match lost {
             Some(lost) if now < lost + 2 * RECOVERY => PROBE_AFTER_LOSS,
             _ => PROBE_EVERY,
@@ -343,12 +346,14 @@ impl Crowd {
         self.due.insert((now + pause, at));
     }
 
-    /// The last thing that befell either of two.
-    fn loss_before(&self, a: MemberId, b: MemberId, at: Duration) -> Option<Duration> {
-        let own = [a, b]
+    /// The last thing that befell either of two, or their relay.
+    fn loss_before(&self, pair: usize, at: Duration) -> Option<Duration> {
+        let pair = &self.pairs[pair];
+        let own = [pair.from, pair.to]
             .into_iter()
             .filter_map(|id| self.lost_at.get(&id).copied());
         own.chain(self.relays_lost_at)
+            .chain(pair.relay_lost_at)
             .filter(|lost| *lost <= at)
             .max()
     }
@@ -382,7 +387,7 @@ impl Crowd {
                 };
                 self.figures.note_slow(slow);
             }
-            let lost = self.loss_before(from, to, now);
+            let lost = self.loss_before(at, now);
             // What was under way when it happened is lost with it.
             let is_excused =
                 lost.is_some_and(|lost| sent < lost + RECOVERY && sent + ANSWER_WITHIN > lost);
@@ -513,8 +518,7 @@ impl Crowd {
             std::mem::take(&mut self.due)
                 .into_iter()
                 .partition(|&(at, pair)| {
-                    let (from, to) = (self.pairs[pair].from, self.pairs[pair].to);
-                    at > now + PROBE_AFTER_LOSS && self.loss_before(from, to, now) == Some(now)
+                    at > now + PROBE_AFTER_LOSS && self.loss_before(pair, now) == Some(now)
                 });
         // What is left of a second becomes what is left of the shorter time, so that they stay spread.
         let share = PROBE_AFTER_LOSS.div_duration_f64(PROBE_EVERY);
@@ -539,6 +543,7 @@ impl Crowd {
                 self.end_pair(at);
             }
         }
+        self.lose_relay_of(id);
         self.overlay.kill(id);
         self.lost_at.insert(id, self.now());
         let away = self.overlay.world.random_delay(&AWAY);
@@ -575,11 +580,24 @@ impl Crowd {
             return;
         };
         self.figures.reboots += 1;
+        self.lose_relay_of(id);
         self.overlay.world.rebind(nat);
         let now = self.now();
         for other in self.overlay.members() {
             if self.overlay.world.nat_of(self.overlay.member(other).host) == Some(nat) {
                 self.lost_at.insert(other, now);
+            }
+        }
+    }
+
+    /// A member is not reached any more, and whoever it relays for has lost a relay.
+    fn lose_relay_of(&mut self, id: MemberId) {
+        let now = self.now();
+        for pair in &mut self.pairs {
+            let (from, to) = (pair.from, pair.to);
+            let overlay = &self.overlay;
+            if overlay.goes_through(from, to, id) || overlay.goes_through(to, from, id) {
+                pair.relay_lost_at = Some(now);
             }
         }
     }

@@ -121,6 +121,12 @@ impl Overlay {
         Some(self.peer_stats(from, to)?.path?.addr)
     }
 
+    /// Whether the way from one to another goes through the relay of a third, as far as the first knows: it is the last relay.
+    pub fn goes_through(&self, from: MemberId, to: MemberId, via: MemberId) -> bool {
+        let last = self.peer_stats(from, to).and_then(|stats| stats.via);
+        last == Some(self.member(via).peer())
+    }
+
     /// The kind of way in use between two members.
     pub fn path(&self, from: MemberId, to: MemberId) -> Option<PathKind> {
         Some(self.way(from, to)?.kind())

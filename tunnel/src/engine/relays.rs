@@ -35,6 +35,8 @@ const ASKS_MAX: u32 = 5;
 const REFUSED_FOR: Duration = Duration::from_secs(30);
 /// Fabric nodes that the node was asked to get a place at, remembered so that it is not asked all the time.
 const SOUGHT_MAX: usize = 16;
+/// It is asked again after this, as long as there is need: it may not have been connected to that one yet.
+const SEEK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Another member, as far as relays are concerned.
 pub(super) struct MemberView {
@@ -354,7 +356,7 @@ impl Relays {
         look: &mut Look,
         now: Instant,
     ) {
-        self.sought.retain(|_, at| now < *at + REFUSED_FOR);
+        self.sought.retain(|_, at| now < *at + SEEK_AGAIN);
         let mut needy: Vec<_> = members.iter().filter(|peer| peer.is_needy()).collect();
         needy.sort_by_key(|peer| peer.path.is_none()); // those who are there before those who may be away
         let is_member = |via: &PeerId| members.iter().any(|member| member.key.1 == *via);
@@ -495,7 +497,9 @@ impl Relays {
             Place::Held { .. } => None,
         });
         let need = self.need.map(|need| [need.since + SHORT_FOR, need.until]);
+        let sought = self.sought.values().map(|at| *at + SEEK_AGAIN);
         asks.chain(self.ask_members_at)
+            .chain(sought)
             .chain(need.into_iter().flatten())
             .chain(self.wanted.values().copied())
             .filter(|at| *at > now)

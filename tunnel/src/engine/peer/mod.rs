@@ -79,6 +79,8 @@ pub(super) struct Peer {
     place_told: Option<Option<Given>>,
     /// Whether its path, its ways in or its word on relaying changed, until the engine knows.
     has_moved: bool,
+    /// Whether a way to it was wanted when that was last looked at: then it may take relays that we do not have yet.
+    was_sought: bool,
     is_new_session: bool,
 }
 
@@ -110,6 +112,7 @@ impl Peer {
             deadline: None,
             place_told: None,
             has_moved: false,
+            was_sought: false,
             is_new_session: false,
         }
     }
@@ -458,6 +461,8 @@ impl Peer {
         }
         settled.session_up = std::mem::take(&mut self.is_new_session).then_some(peer);
         settled.has_moved = std::mem::take(&mut self.has_moved);
+        let is_sought = self.current.is_some() || !self.handshake.is_idle();
+        settled.has_moved |= std::mem::replace(&mut self.was_sought, is_sought) != is_sought;
         self.flush_waiting(ctx, now);
         let way = self.way();
         if way != self.way_told {
@@ -572,7 +577,7 @@ pub(super) struct Settled {
     pub(super) place: Option<(PeerKey, Option<Given>)>,
     /// Whose session is a new one.
     pub(super) session_up: Option<PeerId>,
-    /// Its path, its ways in or its word on relaying changed.
+    /// Its path, its ways in or its word on relaying changed, or whether a way there is wanted.
     pub(super) has_moved: bool,
 }
 
