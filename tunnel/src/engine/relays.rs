@@ -35,7 +35,8 @@ const ASKS_MAX: u32 = 5;
 const REFUSED_FOR: Duration = Duration::from_secs(30);
 /// Fabric nodes that the node was asked to get a place at, remembered so that it is not asked all the time.
 const SOUGHT_MAX: usize = 16;
-/// It is asked again after this, as long as there is need: it may not have been connected to that one yet.
+/// It is asked again after this, then after twice as long and so on up to [`REFUSED_FOR`], as long as there is need: it may not
+/// have been connected to that one yet.
 const SEEK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Another member, as far as relays are concerned.
@@ -91,8 +92,8 @@ pub(super) struct Relays {
     need: Option<Need>,
     /// Had because peers are there, and until when.
     wanted: BTreeMap<PeerId, Instant>,
-    /// Fabric nodes the node was asked for, and when.
-    sought: BTreeMap<PeerId, Instant>,
+    /// Fabric nodes the node was asked for.
+    sought: BTreeMap<PeerId, Sought>,
     /// When members are asked, because there are too few fabric nodes.
     ask_members_at: Option<Instant>,
     /// Whether there were enough of them at some time.
@@ -100,6 +101,12 @@ pub(super) struct Relays {
     grants: Vec<RelayGrant>,
     looked_at: Option<Instant>,
     look_at: Option<Instant>,
+}
+
+/// When the node is asked for a fabric node's relay again, and how long it is left alone then.
+struct Sought {
+    again_at: Instant,
+    pause: Duration,
 }
 
 /// Since when some peer is reached through relays only, and how long a member is held in reserve for that.
@@ -356,7 +363,8 @@ impl Relays {
         look: &mut Look,
         now: Instant,
     ) {
-        self.sought.retain(|_, at| now < *at + SEEK_AGAIN);
+        self.sought
+            .retain(|_, sought| now < sought.again_at + REFUSED_FOR);
         let mut needy: Vec<_> = members.iter().filter(|peer| peer.is_needy()).collect();
         needy.sort_by_key(|peer| peer.path.is_none()); // those who are there before those who may be away
         let is_member = |via: &PeerId| members.iter().any(|member| member.key.1 == *via);
@@ -407,11 +415,20 @@ impl Relays {
             if relays.any(|relay| self.could_give(relay, now)) {
                 self.wanted.insert(*via, now + WANTED_FOR);
                 shared.push(*via);
-            } else if !is_member && self.sought.len() < SOUGHT_MAX {
-                self.sought.entry(*via).or_insert_with(|| {
-                    look.events.push(Event::RelayWanted(*via));
-                    now
+            } else if !is_member {
+                let was_sought = self.sought.contains_key(via);
+                if !was_sought && self.sought.len() == SOUGHT_MAX {
+                    continue;
+                }
+                let sought = self.sought.entry(*via).or_insert(Sought {
+                    again_at: now,
+                    pause: SEEK_AGAIN,
                 });
+                if sought.again_at <= now {
+                    look.events.push(Event::RelayWanted(*via));
+                    sought.again_at = now + sought.pause;
+                    sought.pause = (sought.pause * 2).min(REFUSED_FOR);
+                }
             }
         }
         shared
@@ -497,7 +514,7 @@ impl Relays {
             Place::Held { .. } => None,
         });
         let need = self.need.map(|need| [need.since + SHORT_FOR, need.until]);
-        let sought = self.sought.values().map(|at| *at + SEEK_AGAIN);
+        let sought = self.sought.values().map(|sought| sought.again_at);
         asks.chain(self.ask_members_at)
             .chain(sought)
             .chain(need.into_iter().flatten())

@@ -260,6 +260,12 @@ impl Candidates {
         found
     }
 
+    /// Whether something that the peer lists leads there.
+    pub(super) fn lead_to(&self, addr: PathAddr) -> bool {
+        let mut listed = self.told.iter().chain(&self.recorded);
+        listed.any(|candidate| self.way_to(candidate) == Some(addr))
+    }
+
     /// Where to send to reach the peer by what it lists, if that can lead there.
     fn way_to(&self, candidate: &Candidate) -> Option<PathAddr> {
         let addr = self.reachable(candidate)?;

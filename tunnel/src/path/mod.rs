@@ -637,6 +637,14 @@ impl PathAgent {
         targets
     }
 
+    /// Whether the peer may be what sends from there: one of [`Self::handshake_targets`], or another that it listed.
+    pub fn may_lead_to(&self, addr: PathAddr) -> bool {
+        let is_learned = |path: &Path| path.proven && path.learned;
+        self.current == Some(addr)
+            || self.paths.get(&addr).is_some_and(is_learned)
+            || self.candidates.lead_to(addr)
+    }
+
     /// What the agent did so far.
     pub fn stats(&self) -> PathStats {
         self.stats

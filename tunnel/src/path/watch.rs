@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 const STEP: Duration = Duration::from_millis(100);
 
 /// With an alternative that answers, this much silence is enough to leave: three probes, so that loss alone seldom does it.
-/// Where answers take longer, the first two or three are waited for, and a quarter more than they usually take.
+/// Where answers take longer, the first one or two are waited for, and a quarter more than they usually take.
 const LEAVE_AFTER: Duration = Duration::from_millis(300);
-const LEAVE_AFTER_ANSWERS: Duration = Duration::from_millis(150);
 
-/// When doubt is more than a lost datagram or two: before any path is left, so that help is on its way.
-const DISTRESS_AFTER: Duration = Duration::from_millis(200);
+/// Help is called for this long after doubt began: before any path is left, for that needs a round trip or two as well, and is
+/// in vain where our NAT forgot us.
+const DISTRESS_AFTER: Duration = STEP;
 
 /// Without an alternative, the path is dead after this.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(2);
@@ -34,7 +34,7 @@ pub(super) struct Watch {
 pub(super) struct Step {
     /// Probe the ways to fall back on, too.
     pub(super) probe_others: bool,
-    /// The first time that this is more than a lost datagram.
+    /// The first time that this is more than a moment.
     pub(super) distressed: bool,
     /// Leave for the best path that answered since then.
     pub(super) leave_for: Option<Instant>,
@@ -68,7 +68,7 @@ impl Watch {
 
     /// Whether the path has been silent for long enough to leave it, given its usual delay, and for whom.
     pub(super) fn leave_for(&self, rtt: Duration, now: Instant) -> Option<Instant> {
-        let wait = LEAVE_AFTER.max(usual(rtt) + LEAVE_AFTER_ANSWERS);
+        let wait = LEAVE_AFTER.max(usual(rtt));
         let is_over = now.saturating_duration_since(self.since) >= wait;
         is_over.then(|| self.since.checked_sub(JUST_BEFORE).unwrap_or(self.since))
     }
@@ -81,7 +81,12 @@ impl Watch {
         self.steps += 1;
         let was_distressed = self.is_distressed;
         let waited = now.saturating_duration_since(self.since);
-        self.is_distressed |= waited >= DISTRESS_AFTER.max(usual(rtt));
+        let help_after = if self.is_mild {
+            DISTRESS_AFTER.max(usual(rtt))
+        } else {
+            DISTRESS_AFTER
+        };
+        self.is_distressed |= waited >= help_after;
         Some(Step {
             probe_others: self.steps > 1 && (!self.is_mild || waited > usual(rtt)),
             distressed: self.is_distressed && !was_distressed,

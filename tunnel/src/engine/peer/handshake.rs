@@ -136,10 +136,10 @@ impl Peer {
         }
         release(self.next.take(), ctx);
         let bytes = (HEADERS_BYTES + initiation_len) as u64;
-        self.next = Some(Live {
+        self.next = Some(Box::new(Live {
             responded_to: Some(from),
             ..Live::new(established, bytes, Duration::ZERO, now)
-        });
+        }));
         ctx.count(Counter::Handshakes);
         ctx.is_dirty = true;
     }
@@ -168,7 +168,7 @@ impl Peer {
                 let jitter = ctx.rng.random_range(Duration::ZERO..=REKEY_JITTER_MAX);
                 let bytes = (HEADERS_BYTES + message.len()) as u64;
                 let live = Live::new(established, bytes, jitter, now);
-                self.begin(live, from, ctx, now);
+                self.begin(Box::new(live), from, ctx, now);
                 if let Some(view) = self.agent.current() {
                     self.agent.handle_received(from, now);
                     self.send_control(view.addr, None, None, ctx); // tells the responder that it may send

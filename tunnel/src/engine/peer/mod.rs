@@ -54,11 +54,11 @@ pub(super) struct Peer {
     pub(super) agent: PathAgent,
     handshake: Handshake,
     /// Frames leave over this one.
-    pub(super) current: Option<Live>,
+    pub(super) current: Option<Box<Live>>,
     /// Answered by us, and not yet used by the peer: nothing is sent over it before.
-    pub(super) next: Option<Live>,
+    pub(super) next: Option<Box<Live>>,
     /// The one before, for datagrams still under way.
-    pub(super) previous: Option<Live>,
+    pub(super) previous: Option<Box<Live>>,
     timestamp: LastTimestamp,
     cookie: Option<(Cookie, Instant)>,
     waiting: VecDeque<Vec<u8>>,
@@ -121,14 +121,14 @@ impl Peer {
     pub(super) fn sessions(&self) -> impl Iterator<Item = &Live> {
         [&self.current, &self.next, &self.previous]
             .into_iter()
-            .flatten()
+            .filter_map(|live| live.as_deref())
     }
 
     /// The session of a slot.
     pub(super) fn session_mut(&mut self, slot: SessionSlot) -> Option<&mut Live> {
         [&mut self.current, &mut self.next, &mut self.previous]
             .into_iter()
-            .flatten()
+            .filter_map(|live| live.as_deref_mut())
             .find(|live| live.slot == slot)
     }
 
@@ -231,7 +231,7 @@ impl Peer {
 
     /// Whether the peer may be what sends from this address.
     pub(super) fn may_be_at(&self, from: PathAddr) -> bool {
-        self.agent.handshake_targets().contains(&from)
+        self.agent.may_lead_to(from)
     }
 
     /// Whether its session works: it was heard of just now.
@@ -271,7 +271,7 @@ impl Peer {
     }
 
     /// Frames leave over `live` from now on.
-    fn begin(&mut self, live: Live, from: PathAddr, ctx: &mut Context, now: Instant) {
+    fn begin(&mut self, live: Box<Live>, from: PathAddr, ctx: &mut Context, now: Instant) {
         self.stop_handshake(ctx);
         release(self.next.take(), ctx);
         let was_up = self.current.is_some();
@@ -581,7 +581,7 @@ pub(super) struct Settled {
     pub(super) has_moved: bool,
 }
 
-fn release(live: Option<Live>, ctx: &mut Context) {
+fn release(live: Option<Box<Live>>, ctx: &mut Context) {
     if let Some(live) = live {
         ctx.slots.remove(live.slot);
     }
