@@ -1,6 +1,5 @@
 //! A crowd as the internet has them. That everybody is reached but for two seconds after a loss is judged by `make prove`,
-//! and not kept yet: a member that gets out by streams alone can take longer when its relay is lost. Here it is seen that no
-//! more than that is amiss.
+//! of a thousand members; here it is seen of forty.
 
 use crate::common::{SECOND, seed};
 use sim::crowd::{Plan, tell};
@@ -55,8 +54,11 @@ fn forty_members_behind_what_the_internet_has_all_meet_and_go_on_after_a_loss() 
         "FARLAN_SEED={} tells it again: {:#?}",
         figures.plan.seed, figures.unreached_first
     );
-    assert_eq!((figures.never, figures.plaintext), (0, 0), "{again}");
-    assert!(figures.unreached * 100 < figures.reached, "{again}");
+    assert!(figures.is_kept(), "{again}");
+    // Idle sessions that keep each other awake show here first.
+    let minutes = (figures.plan.joining + figures.plan.talking).as_secs_f64() / 60.0;
+    let each = figures.happened as f64 / minutes / figures.plan.members as f64;
+    assert!(each < 10_000.0, "{each:.0} datagrams to each in a minute: {again}");
     assert!(
         figures.reached > 5_000 && figures.relays_lost == 3,
         "{again}"
