@@ -58,7 +58,10 @@ fn forty_members_behind_what_the_internet_has_all_meet_and_go_on_after_a_loss() 
     // Idle sessions that keep each other awake show here first.
     let minutes = (figures.plan.joining + figures.plan.talking).as_secs_f64() / 60.0;
     let each = figures.happened as f64 / minutes / figures.plan.members as f64;
-    assert!(each < 10_000.0, "{each:.0} datagrams to each in a minute: {again}");
+    assert!(
+        each < 10_000.0,
+        "{each:.0} datagrams to each in a minute: {again}"
+    );
     assert!(
         figures.reached > 5_000 && figures.relays_lost == 3,
         "{again}"

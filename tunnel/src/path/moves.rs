@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// path that dies in the meantime is still left within 2 s.
 const ROAM_CHECK_EVERY: Duration = Duration::from_millis(1500);
 
+/// Only a path that answered this lately is followed to.
+const ANSWERED_FOR: Duration = Duration::from_secs(1);
+
 impl PathAgent {
     /// Takes the path that just answered into use if that is an improvement.
     pub(super) fn consider(&mut self, addr: PathAddr, now: Instant) {
@@ -55,8 +58,10 @@ impl PathAgent {
             return;
         };
         let old = &self.paths[&current];
-        let is_as_good = new.tier == old.tier && !is_better((old.tier, old.rtt), (new.tier, new.rtt));
-        let works = new.proven && new.samples > 0 && !new.is_held_down(now);
+        let is_as_good =
+            new.tier == old.tier && !is_better((old.tier, old.rtt), (new.tier, new.rtt));
+        let is_recent = |at| now.saturating_duration_since(at) < ANSWERED_FOR;
+        let works = new.proven && new.answered_at.is_some_and(is_recent) && !new.is_held_down(now);
         if self.follows && works && is_as_good {
             self.switch_to(theirs, now);
         }
