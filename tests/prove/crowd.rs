@@ -11,8 +11,12 @@ use std::time::{Duration, Instant};
 const MEMBERS: usize = 1000;
 const MEMBERS_SHORT: usize = 40;
 
-/// How long the members talk: long enough for the churn of an hour to show.
-const TALKING: Duration = Duration::from_secs(3600);
+/// Within this time they all join: ten in a second, or two.
+const JOINING: Duration = Duration::from_secs(100);
+const JOINING_SHORT: Duration = Duration::from_secs(20);
+
+/// How long the members talk: long enough for some of them to leave and come back, and for relays to be lost.
+const TALKING: Duration = Duration::from_secs(900);
 const TALKING_SHORT: Duration = Duration::from_secs(120);
 
 /// Tells the story once; the same seed tells it again, bit for bit.
@@ -23,7 +27,7 @@ pub(crate) fn crowd(amount: Amount) -> Result<Measured> {
         seed: 1,
         members: if is_full { MEMBERS } else { MEMBERS_SHORT },
         relays: 10,
-        joining: Duration::from_secs(20),
+        joining: if is_full { JOINING } else { JOINING_SHORT },
         talking: if is_full { TALKING } else { TALKING_SHORT },
         churn_per_hour: 0.1,
         reboots_per_hour: 0.05,
@@ -45,6 +49,7 @@ pub(crate) fn crowd(amount: Amount) -> Result<Measured> {
             .iter()
             .map(|one| format!("\n{one:?}")),
     );
+    lines.extend(figures.slow_first.iter().map(|one| format!("\n{one:?}")));
     if is_full {
         write_page("reachability-at-scale.md", &lines.join("\n"))?;
     }
