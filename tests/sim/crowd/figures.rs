@@ -111,7 +111,7 @@ pub struct Figures {
     pub before_first: u64,
     /// The longest silence after a loss.
     pub silence_max: Duration,
-    /// Pairs that waited for more than [`SLOW_AFTER`]: the first few.
+    /// Pairs that waited for more than two seconds: the first few.
     pub slow_first: Vec<Slow>,
     /// Times to first data of pairs that began to talk.
     pub first_data: Vec<Duration>,
