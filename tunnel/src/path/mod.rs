@@ -195,6 +195,8 @@ pub struct PathAgent {
     roam_check_after: Option<Instant>,
     /// The path in use is doubted because the peer seems to have moved there.
     doubts_for: Option<PathAddr>,
+    /// The peer's path, which is to be followed to once it answers.
+    courted: Option<PathAddr>,
     /// Of two paths that are as good, ours gives way to the peer's.
     follows: bool,
     announced: Option<PathView>,
@@ -233,6 +235,7 @@ impl PathAgent {
             keepalive_at: None,
             roam_check_after: None,
             doubts_for: None,
+            courted: None,
             follows: false,
             announced: None,
             observed: VecDeque::new(),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const ROAM_CHECK_EVERY: Duration = Duration::from_millis(1500);
 
 /// Only a path that answered this lately is followed to.
-const ANSWERED_FOR: Duration = Duration::from_secs(1);
+const ANSWERED_FOR: Duration = Duration::from_millis(500);
 
 impl PathAgent {
     /// Takes the path that just answered into use if that is an improvement.
@@ -21,7 +21,6 @@ impl PathAgent {
             self.switch_to(addr, now);
             return self.call(now); // found again after a loss: the peer may not know our ways in now
         };
-        let (old, new) = (&self.paths[&current], &self.paths[&addr]);
         if addr == current {
             let doubted = self.watch.take().and(self.doubts_for.take());
             self.unanswered_since = None;
@@ -32,6 +31,13 @@ impl PathAgent {
             }
             return;
         }
+        if self.watch.is_none() && self.courted.take_if(|path| *path == addr).is_some() {
+            self.agree_on(addr, now);
+            if self.current == Some(addr) {
+                return;
+            }
+        }
+        let (old, new) = (&self.paths[&current], &self.paths[&addr]);
         let rtt = old.rtt.unwrap_or_default();
         if self
             .watch
@@ -60,10 +66,14 @@ impl PathAgent {
         let old = &self.paths[&current];
         let is_as_good =
             new.tier == old.tier && !is_better((old.tier, old.rtt), (new.tier, new.rtt));
+        if !self.follows || !is_as_good || !new.proven || new.is_held_down(now) {
+            return;
+        }
         let is_recent = |at| now.saturating_duration_since(at) < ANSWERED_FOR;
-        let works = new.proven && new.answered_at.is_some_and(is_recent) && !new.is_held_down(now);
-        if self.follows && works && is_as_good {
+        if new.answered_at.is_some_and(is_recent) {
             self.switch_to(theirs, now);
+        } else {
+            self.courted = Some(theirs); // it was asked just now
         }
     }
 
@@ -179,7 +189,7 @@ impl PathAgent {
         (self.current, self.first) = (Some(addr), None);
         self.stats.changes += 1;
         self.watch = None;
-        self.doubts_for = None;
+        (self.doubts_for, self.courted) = (None, None);
         self.unanswered_since = None;
         self.refresh_keepalive(now);
         self.announce();
