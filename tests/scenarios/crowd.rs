@@ -47,9 +47,6 @@ fn forty_members_behind_what_the_internet_has_all_meet_and_go_on_after_a_loss() 
     for slow in &figures.slow_first {
         println!("{slow:?}");
     }
-    for unreached in &figures.unreached_first {
-        println!("{unreached:?}");
-    }
     let again = format!(
         "FARLAN_SEED={} tells it again: {:#?}",
         figures.plan.seed, figures.unreached_first

@@ -481,10 +481,14 @@ impl Node {
             return;
         }
         let news = member.directory.take_news();
-        let records: Vec<_> = member.directory.peers().cloned().collect();
         let eager = member.directory.members().count() <= EAGER_MAX;
         let is_told = std::mem::replace(&mut member.told_eager, eager) == eager;
-        let commands: Vec<_> = if is_told { &news } else { &records }
+        let records = if is_told {
+            news
+        } else {
+            member.directory.peers().cloned().collect()
+        };
+        let commands: Vec<_> = records
             .iter()
             .map(|record| Command::UpsertPeer {
                 network: id,

@@ -320,6 +320,7 @@ impl Crowd {
             self.end_pair(at);
             (self.pairs[at].to, self.pairs[at].until) = self.partner(from);
             (self.pairs[at].spell, self.pairs[at].asked) = (None, VecDeque::new());
+            self.pairs[at].relay_lost_at = None;
         }
         if self.gone.contains(&from) {
             return; // for good
@@ -595,8 +596,8 @@ impl Crowd {
         let now = self.now();
         for pair in &mut self.pairs {
             let (from, to) = (pair.from, pair.to);
-            let overlay = &self.overlay;
-            if overlay.goes_through(from, to, id) || overlay.goes_through(to, from, id) {
+            let relay = |a, b| self.overlay.relay_between(a, b);
+            if [relay(from, to), relay(to, from)].contains(&Some(id)) {
                 pair.relay_lost_at = Some(now);
             }
         }

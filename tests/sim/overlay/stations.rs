@@ -121,12 +121,6 @@ impl Overlay {
         Some(self.peer_stats(from, to)?.path?.addr)
     }
 
-    /// Whether the way from one to another goes through the relay of a third, as far as the first knows: it is the last relay.
-    pub fn goes_through(&self, from: MemberId, to: MemberId, via: MemberId) -> bool {
-        let last = self.peer_stats(from, to).and_then(|stats| stats.via);
-        last == Some(self.member(via).peer())
-    }
-
     /// The kind of way in use between two members.
     pub fn path(&self, from: MemberId, to: MemberId) -> Option<PathKind> {
         Some(self.way(from, to)?.kind())
@@ -134,11 +128,8 @@ impl Overlay {
 
     /// The member whose relay the way between two others goes through last.
     pub fn relay_between(&self, from: MemberId, to: MemberId) -> Option<MemberId> {
-        let peer = self.member(to).peer();
-        let node = self.world.node(self.member(from).host)?;
-        let stats = node.engine.peer_stats(self.world.now());
-        let via = stats.into_iter().find(|stats| stats.peer == peer)?.via?;
-        self.members().find(|&id| self.member(id).peer() == via)
+        let via = self.peer_stats(from, to)?.via?;
+        self.by_peer.get(&via).copied()
     }
 
     /// What the NATs of two members allow, as one of them judges it.

@@ -193,8 +193,6 @@ pub struct PathAgent {
     keepalive: Duration,
     keepalive_at: Option<Instant>,
     roam_check_after: Option<Instant>,
-    /// The path in use is doubted because the peer seems to have moved there.
-    doubts_for: Option<PathAddr>,
     /// The peer's path, which is to be followed to once it answers.
     courted: Option<PathAddr>,
     /// Of two paths that are as good, ours gives way to the peer's.
@@ -234,7 +232,6 @@ impl PathAgent {
             keepalive: KEEPALIVE,
             keepalive_at: None,
             roam_check_after: None,
-            doubts_for: None,
             courted: None,
             follows: false,
             announced: None,
@@ -434,7 +431,7 @@ impl PathAgent {
         }
         let (is_proven, has_moved) = (path.proven, self.suggests_a_move(from, now));
         if is_proven && has_moved {
-            self.doubt_for(from, now);
+            self.begin_watch(Watch::of_a_move(from, now), now);
         }
         let is_news = !is_proven || has_moved;
         let path = self.paths.get_mut(&from).expect("looked up above");

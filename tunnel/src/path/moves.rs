@@ -22,10 +22,10 @@ impl PathAgent {
             return self.call(now); // found again after a loss: the peer may not know our ways in now
         };
         if addr == current {
-            let doubted = self.watch.take().and(self.doubts_for.take());
+            let theirs = self.watch.take().and_then(|watch| watch.moved_to());
             self.unanswered_since = None;
             self.announce();
-            if let Some(theirs) = doubted {
+            if let Some(theirs) = theirs {
                 self.roam_check_after = Some(now + ROAM_CHECK_EVERY);
                 self.agree_on(theirs, now);
             }
@@ -53,7 +53,7 @@ impl PathAgent {
         {
             self.switch_to(addr, now);
         } else if self.suggests_a_move(addr, now) {
-            self.doubt_for(addr, now);
+            self.begin_watch(Watch::of_a_move(addr, now), now);
         }
     }
 
@@ -92,15 +92,6 @@ impl PathAgent {
         self.watch.is_none() && is_time && is_fresh && old.is_silent(now) && is_likely
     }
 
-    /// Asks whether the path in use still works, because the peer seems to have moved to another one.
-    pub(super) fn doubt_for(&mut self, theirs: PathAddr, now: Instant) {
-        if self.watch.is_none() {
-            self.doubts_for = Some(theirs);
-            self.watch = Some(Watch::mild(now));
-            self.continue_watch(now);
-        }
-    }
-
     /// The peer probed a path. Who is asked again and again on the path in use hears the peer, which may not hear it: what we
     /// send is lost.
     pub(super) fn handle_asked(&mut self, addr: PathAddr, now: Instant) {
@@ -110,10 +101,15 @@ impl PathAgent {
         }
     }
 
+    /// Asks whether the path in use still works, and what else does.
     pub(super) fn doubt(&mut self, now: Instant) {
+        self.begin_watch(Watch::new(now), now);
+    }
+
+    /// Begins to doubt the path in use, unless that is under way.
+    pub(super) fn begin_watch(&mut self, watch: Watch, now: Instant) {
         if self.current.is_some() && self.watch.is_none() {
-            self.doubts_for = None;
-            self.watch = Some(Watch::new(now));
+            self.watch = Some(watch);
             self.continue_watch(now);
         }
     }
@@ -189,7 +185,7 @@ impl PathAgent {
         (self.current, self.first) = (Some(addr), None);
         self.stats.changes += 1;
         self.watch = None;
-        (self.doubts_for, self.courted) = (None, None);
+        self.courted = None;
         self.unanswered_since = None;
         self.refresh_keepalive(now);
         self.announce();

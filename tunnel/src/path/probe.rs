@@ -191,8 +191,8 @@ impl ProbesInFlight {
     /// Whether a probe of that path was sent within this time, and has no answer yet.
     pub(super) fn asks(&self, path: PathAddr, within: Duration, now: Instant) -> bool {
         let is_young = |probe: &&InFlight| now.saturating_duration_since(probe.sent_at) < within;
-        let young = self.0.iter().rev().take_while(is_young);
-        young.into_iter().any(|probe| probe.path == path)
+        let mut young = self.0.iter().rev().take_while(is_young);
+        young.any(|probe| probe.path == path)
     }
 
     pub(super) fn clear(&mut self) {

@@ -1,5 +1,6 @@
 //! Doubt about the path in use: probes it quickly, and the ways to fall back on, until it answers or is given up.
 
+use overlay_types::PathAddr;
 use std::time::{Duration, Instant};
 
 /// Distance of the probes while in doubt.
@@ -25,8 +26,8 @@ pub(super) struct Watch {
     next_at: Instant,
     steps: u32,
     is_distressed: bool,
-    /// Ask the path in use alone until its answer is late.
-    is_mild: bool,
+    /// Where the peer seems to have moved, if that is the whole cause: then the path in use is asked alone until it is late.
+    moved_to: Option<PathAddr>,
 }
 
 /// What doubt asks for.
@@ -49,17 +50,22 @@ impl Watch {
             next_at: now,
             steps: 0,
             is_distressed: false,
-            is_mild: false,
+            moved_to: None,
         }
     }
 
-    /// One that has little cause: other ways are left alone until the answer is late. Two sides that prefer different ways
+    /// One that has little cause, datagrams of the peer's over another path: other ways are left alone until the answer is late. Two sides that prefer different ways
     /// would give each other cause without end if each asked on both.
-    pub(super) fn mild(now: Instant) -> Self {
+    pub(super) fn of_a_move(to: PathAddr, now: Instant) -> Self {
         Self {
-            is_mild: true,
+            moved_to: Some(to),
             ..Self::new(now)
         }
+    }
+
+    /// Where the peer seems to have moved, if that is the cause.
+    pub(super) const fn moved_to(&self) -> Option<PathAddr> {
+        self.moved_to
     }
 
     pub(super) fn due(&self) -> Instant {
@@ -81,14 +87,15 @@ impl Watch {
         self.steps += 1;
         let was_distressed = self.is_distressed;
         let waited = now.saturating_duration_since(self.since);
-        let help_after = if self.is_mild {
+        let is_mild = self.moved_to.is_some();
+        let help_after = if is_mild {
             DISTRESS_AFTER.max(usual(rtt))
         } else {
             DISTRESS_AFTER
         };
         self.is_distressed |= waited >= help_after;
         Some(Step {
-            probe_others: self.steps > 1 && (!self.is_mild || waited > usual(rtt)),
+            probe_others: self.steps > 1 && (!is_mild || waited > usual(rtt)),
             distressed: self.is_distressed && !was_distressed,
             leave_for: self.leave_for(rtt, now),
             give_up: waited >= GIVE_UP_AFTER.max(rtt * 4),
