@@ -10,7 +10,8 @@ use tunnel::offload::{Offload, PartialChecksum, Segmentation, SegmentationKind, 
 use tunnel::packet_buf::PacketBuf;
 use tunnel::session::{Established, SendLane, SessionSlot, Suite};
 use tunnel::snapshot::{
-    BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station, Way,
+    BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station,
+    StationMap, Way,
 };
 use tunnel::wire::datagram::wrappers;
 use tunnel::wire::extension::{HalfHeader, PieceHeader};
@@ -171,16 +172,18 @@ fn snapshot(dhcp: DhcpMode) -> Snapshot {
                 way: None,
             },
         ],
-        bindings: [
-            (GUEST_IP.into(), bound(guest, Place::Port(0))),
-            (FAR_IP.into(), bound(far, Place::Peer(0))),
-        ]
-        .into(),
-        stations: [
-            (guest, station(Place::Port(0))),
-            (far, station(Place::Peer(0))),
-        ]
-        .into(),
+        map: Arc::new(StationMap {
+            bindings: [
+                (GUEST_IP.into(), bound(guest, Place::Port(0))),
+                (FAR_IP.into(), bound(far, Place::Peer(0))),
+            ]
+            .into(),
+            stations: [
+                (guest, station(Place::Port(0))),
+                (far, station(Place::Peer(0))),
+            ]
+            .into(),
+        }),
     };
     let established = Arc::new(established(true));
     Snapshot {

@@ -32,6 +32,13 @@ pub struct NetworkView {
     pub ports: Vec<PortView>,
     /// The other members that we know, in the order of their ids.
     pub peers: Vec<PeerView>,
+    /// Who is where: the same in many pictures, for there may be thousands of stations and ways change often.
+    pub map: Arc<StationMap>,
+}
+
+/// Where the stations of a network are.
+#[derive(Clone, Default)]
+pub struct StationMap {
     /// What ARP and neighbour discovery are answered from.
     pub bindings: HashMap<IpAddr, BoundAddress>,
     /// Where stations are, bound or learned.
@@ -141,12 +148,12 @@ impl Snapshot {
 impl NetworkView {
     /// Where a station is.
     pub fn station(&self, mac: MacAddr) -> Option<Station> {
-        self.stations.get(&mac).copied()
+        self.map.stations.get(&mac).copied()
     }
 
     /// Whom an address belongs to.
     pub fn binding(&self, ip: IpAddr) -> Option<BoundAddress> {
-        self.bindings.get(&ip).copied()
+        self.map.bindings.get(&ip).copied()
     }
 
     /// The place of a member.

@@ -16,7 +16,8 @@ use tunnel::{
     offload::{Offload, PartialChecksum, Segmentation, SegmentationKind, UDP_SEGMENTS_MAX},
     session::{Established, SessionSlot, Suite},
     snapshot::{
-        BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station, Way,
+        BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station,
+        StationMap, Way,
     },
     worker::{Hop, Output, Report, Worker},
 };
@@ -145,18 +146,20 @@ fn snapshot(side: usize) -> Arc<Snapshot> {
                 mtu_likely: 1472,
             }),
         }],
-        bindings: [0, 1]
-            .map(|of| {
-                let (mac, place) = (MACS[of], places[of]);
-                (IPS[of].into(), BoundAddress { mac, place })
-            })
-            .into(),
-        stations: [0, 1]
-            .map(|of| {
-                let (place, bound) = (places[of], true);
-                (MACS[of], Station { place, bound })
-            })
-            .into(),
+        map: Arc::new(StationMap {
+            bindings: [0, 1]
+                .map(|of| {
+                    let (mac, place) = (MACS[of], places[of]);
+                    (IPS[of].into(), BoundAddress { mac, place })
+                })
+                .into(),
+            stations: [0, 1]
+                .map(|of| {
+                    let (place, bound) = (places[of], true);
+                    (MACS[of], Station { place, bound })
+                })
+                .into(),
+        }),
     };
     Arc::new(Snapshot {
         networks: vec![network],

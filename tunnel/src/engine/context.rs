@@ -26,6 +26,16 @@ const SESSIONS_MAX: usize = 16_384;
 /// Datagrams, frames and events that wait to be fetched. Shells fetch after every call, so only a stuck one meets these.
 const QUEUE_MAX: usize = 8192;
 
+/// What of a snapshot is out of date.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub(super) enum Redraw {
+    #[default]
+    Nothing,
+    /// Sessions, ways and clients of the relay. Networks, ports, peers and stations are where they were.
+    Ways,
+    Whole,
+}
+
 pub(super) struct Context {
     pub(super) rng: ChaCha20Rng,
     /// Whose a session slot is.
@@ -34,8 +44,8 @@ pub(super) struct Context {
     /// Whether this machine has AES instructions.
     pub(super) aes: bool,
     pub(super) counters: Counters,
-    /// Whether workers need a newer snapshot.
-    pub(super) is_dirty: bool,
+    /// How much of the snapshot workers need anew.
+    redraw: Redraw,
     /// When which peer wants to be looked at.
     pub(super) timers: BTreeSet<(Instant, PeerKey)>,
     /// What this node relays for other members, if it does.
@@ -59,7 +69,7 @@ impl Context {
             slots: SlotTable::new(SESSIONS_MAX),
             aes: has_aes(),
             counters: Counters::default(),
-            is_dirty: true,
+            redraw: Redraw::Whole,
             timers: BTreeSet::new(),
             relay: None,
             sockets: Sockets::default(),
@@ -76,6 +86,16 @@ impl Context {
     pub(super) fn unix_ns(&self, now: Instant) -> u64 {
         let unix = self.unix_at_start + now.saturating_duration_since(self.started_at);
         u64::try_from(unix.as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Workers need a newer snapshot, of which so much is new.
+    pub(super) fn redraw(&mut self, what: Redraw) {
+        self.redraw = self.redraw.max(what);
+    }
+
+    /// What to draw anew; nothing is out of date then.
+    pub(super) fn take_redraw(&mut self) -> Redraw {
+        std::mem::take(&mut self.redraw)
     }
 
     pub(super) fn count(&mut self, counter: Counter) {

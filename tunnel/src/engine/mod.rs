@@ -26,7 +26,7 @@ use crate::{
     switch::flood::Budgets,
     worker::Report,
 };
-use context::{Context, PeerKey};
+use context::{Context, PeerKey, Redraw};
 use network::{Local, Network, Port};
 use overlay_types::{
     Candidate, DataKeys, Location, MacAddr, NetworkId, PathAddr, PeerId, PortId, why::Way,
@@ -139,7 +139,7 @@ impl Engine {
                         mtu,
                     }),
                 );
-                self.ctx.is_dirty = true;
+                self.ctx.redraw(Redraw::Whole);
             }
             Command::RemoveNetwork(id) => self.remove_network(id, now),
             Command::UpsertPeer {
@@ -175,7 +175,7 @@ impl Engine {
             Command::SetBindings { network, bindings } => {
                 let of = self.networks.get_mut(&network);
                 if of.is_some_and(|of| of.set_bindings(&bindings)) {
-                    self.ctx.is_dirty = true;
+                    self.ctx.redraw(Redraw::Whole);
                     self.answer_late(network, now);
                 }
             }
@@ -200,7 +200,7 @@ impl Engine {
             Command::ServeRelay(limits) => {
                 let ctx = &mut self.ctx;
                 ctx.relay = limits.map(|limits| RelayServer::new(ctx.rng.random(), limits, now));
-                ctx.is_dirty = true;
+                ctx.redraw(Redraw::Ways);
             }
             Command::SetHostCandidates(hosts) => {
                 self.stun.set_host_candidates(&hosts, now);
@@ -330,7 +330,9 @@ impl Engine {
             server.handle_timeout(now);
         }
         for network in self.networks.values_mut() {
-            self.ctx.is_dirty |= network.stations.age(now);
+            if network.stations.age(now) {
+                self.ctx.redraw(Redraw::Whole);
+            }
         }
         self.settle_node(now);
     }
@@ -414,9 +416,18 @@ impl Engine {
 
     /// The picture of now.
     fn draw(&mut self) -> Arc<Snapshot> {
-        if std::mem::take(&mut self.ctx.is_dirty) {
-            self.snapshot = Arc::new(view::snapshot(&self.networks, self.ctx.relay.as_ref()));
-            self.is_published = false;
+        let redraw = self.ctx.take_redraw();
+        if redraw == Redraw::Nothing {
+            return Arc::clone(&self.snapshot);
+        }
+        let known = (redraw == Redraw::Ways).then_some(&*self.snapshot);
+        self.snapshot = Arc::new(view::snapshot(
+            &self.networks,
+            self.ctx.relay.as_ref(),
+            known,
+        ));
+        self.is_published = false;
+        if redraw == Redraw::Whole {
             let snapshot = &self.snapshot;
             self.budgets.keep(|network, at| snapshot.has(network, at));
         }
@@ -440,7 +451,7 @@ impl Engine {
         let x25519 = keys.x25519;
         let ctx = &mut self.ctx;
         let peer = network.peers.entry(key.1).or_insert_with(|| {
-            ctx.is_dirty = true;
+            ctx.redraw(Redraw::Whole);
             let mut agent = PathAgent::new(
                 ctx.rng.next_u64(),
                 view::datagram_bytes_max(&network.local),
@@ -490,7 +501,7 @@ impl Engine {
         peer.remove(&mut self.ctx, now);
         network.by_key.remove(&peer.keys.x25519);
         network.stations.forget_place(Location::Peer(key.1));
-        self.ctx.is_dirty = true;
+        self.ctx.redraw(Redraw::Whole);
         let is_member_still = self.networks.values().any(|n| n.peers.contains_key(&key.1));
         if let Some(server) = self.ctx.relay.as_mut().filter(|_| !is_member_still) {
             server.forget(key.1);
@@ -507,7 +518,7 @@ impl Engine {
         }
         self.networks.remove(&id);
         self.port_networks.retain(|_, of| *of != id);
-        self.ctx.is_dirty = true;
+        self.ctx.redraw(Redraw::Whole);
     }
 
     fn remove_port(&mut self, port: PortId) {
@@ -519,12 +530,12 @@ impl Engine {
             network.ports.remove(&port);
             network.stations.forget_place(Location::Port(port));
         }
-        self.ctx.is_dirty = true;
+        self.ctx.redraw(Redraw::Whole);
     }
 
     fn port_mut(&mut self, port: PortId) -> Option<&mut Port> {
         let of = self.port_networks.get(&port)?;
-        self.ctx.is_dirty = true;
+        self.ctx.redraw(Redraw::Whole);
         self.networks.get_mut(of)?.ports.get_mut(&port)
     }
 
@@ -542,7 +553,7 @@ impl Engine {
         }
         match of.stations.learn(mac, at, now) {
             Learned::New | Learned::Moved => {
-                self.ctx.is_dirty = true;
+                self.ctx.redraw(Redraw::Whole);
                 self.ctx.tell(Event::MacLearned {
                     network,
                     mac,
@@ -665,7 +676,9 @@ impl Engine {
             self.choose_relays(now);
             return self.settle_node(now);
         }
-        self.ctx.is_dirty |= self.ctx.relay.as_mut().is_some_and(RelayServer::has_news);
+        if self.ctx.relay.as_mut().is_some_and(RelayServer::has_news) {
+            self.ctx.redraw(Redraw::Ways);
+        }
         let (candidates, reaches, offer) = (self.ways_in(), self.relays.reaches(), self.offer());
         if (&candidates, &reaches, offer) == (&self.candidates, &self.reaches, self.offer) {
             return;

@@ -4,11 +4,13 @@ use super::network::{Local, Network};
 use crate::relay::RelayServer;
 use crate::snapshot::{
     BoundAddress, NetworkView, PeerView, Place, PortView, SessionView, Snapshot, Station,
+    StationMap,
 };
 use crate::wire::{datagram::OVERHEAD_BYTES, extension::PIECE_HEADER_BYTES};
 use overlay_types::{Location, MacAddr, NetworkId, PortId};
 use std::{
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -26,16 +28,19 @@ pub(super) fn datagram_bytes_max(local: &Local) -> u16 {
     u16::try_from(bytes).unwrap_or(u16::MAX)
 }
 
-/// The whole picture.
+/// The whole picture. Where the stations are is taken from `known`, a picture of the same networks, ports, peers and
+/// stations, if there is one.
 pub(super) fn snapshot(
     networks: &BTreeMap<NetworkId, Network>,
     relay: Option<&RelayServer>,
+    known: Option<&Snapshot>,
 ) -> Snapshot {
     let mut snapshot = Snapshot {
         relay_clients: relay.map(|relay| relay.clients().collect()),
         ..Snapshot::default()
     };
     for (at, network) in networks.values().enumerate() {
+        let map = known.map(|known| Arc::clone(&known.networks[at].map));
         let at = at as u16;
         for (peer, member) in network.peers.values().enumerate() {
             snapshot
@@ -54,13 +59,13 @@ pub(super) fn snapshot(
                 .enumerate()
                 .map(|(place, &id)| (id, at, place as u16)),
         );
-        snapshot.networks.push(view(network));
+        snapshot.networks.push(view(network, map));
     }
     snapshot.ports.sort_unstable();
     snapshot
 }
 
-fn view(network: &Network) -> NetworkView {
+fn view(network: &Network, map: Option<Arc<StationMap>>) -> NetworkView {
     let ports = network
         .ports
         .iter()
@@ -81,24 +86,23 @@ fn view(network: &Network) -> NetworkView {
         frame_bytes_max: frame_bytes_max(&network.local),
         ports,
         peers: peers.collect(),
-        bindings: HashMap::new(),
-        stations: HashMap::new(),
+        map: Arc::default(),
     };
-    view.bindings = network
-        .bindings
-        .iter()
-        .map(|(&ip, &(mac, at))| {
-            (
-                ip,
-                BoundAddress {
-                    mac,
-                    place: place(network, &view, mac, at),
-                },
-            )
+    view.map = map.unwrap_or_else(|| {
+        Arc::new(StationMap {
+            bindings: bindings(network, &view),
+            stations: stations(network, &view),
         })
-        .collect();
-    view.stations = stations(network, &view);
+    });
     view
+}
+
+fn bindings(network: &Network, view: &NetworkView) -> HashMap<IpAddr, BoundAddress> {
+    let bound = network.bindings.iter().map(|(&ip, &(mac, at))| {
+        let place = place(network, view, mac, at);
+        (ip, BoundAddress { mac, place })
+    });
+    bound.collect()
 }
 
 /// Later ones win: what is bound is stronger than what a port lists, a member's own MAC, and what was learned.

@@ -368,7 +368,7 @@ mod tests {
         let mut view = view(DhcpMode::Overlay);
         let question = arp_request(A, IP_A, IP_UNBOUND);
         assert_eq!(late_answer(&view, 1, &question), None);
-        view.bindings.insert(
+        std::sync::Arc::make_mut(&mut view.map).bindings.insert(
             IP_UNBOUND.into(),
             crate::snapshot::BoundAddress {
                 mac: STRANGER,

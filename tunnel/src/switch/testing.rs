@@ -1,9 +1,12 @@
 //! A small network and frames for the tests of the switch and of what stands on it.
 
 use super::Source;
-use crate::snapshot::{BoundAddress, NetworkView, PeerView, Place, PortView, Station};
+use crate::snapshot::{BoundAddress, NetworkView, PeerView, Place, PortView, Station, StationMap};
 use overlay_types::{DhcpMode, MacAddr, NetworkId, PeerId, PortId, PortKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 pub(crate) const A: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xa]);
 pub(crate) const B: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xb]);
@@ -44,19 +47,21 @@ pub(crate) fn view(dhcp: DhcpMode) -> NetworkView {
             port(3, PortKind::Lan, Vec::new()),
         ],
         peers: vec![peer(2), peer(3)],
-        bindings: [
-            (IpAddr::from(IP_A), bound(A, Place::Port(1))),
-            (IP6_A.into(), bound(A, Place::Port(1))),
-            (IP_B.into(), bound(B, Place::Peer(0))),
-            (IP6_B.into(), bound(B, Place::Peer(0))),
-        ]
-        .into(),
-        stations: [
-            (A, station(Place::Port(1))),
-            (HOST, station(Place::Port(0))),
-            (B, station(Place::Peer(0))),
-        ]
-        .into(),
+        map: Arc::new(StationMap {
+            bindings: [
+                (IpAddr::from(IP_A), bound(A, Place::Port(1))),
+                (IP6_A.into(), bound(A, Place::Port(1))),
+                (IP_B.into(), bound(B, Place::Peer(0))),
+                (IP6_B.into(), bound(B, Place::Peer(0))),
+            ]
+            .into(),
+            stations: [
+                (A, station(Place::Port(1))),
+                (HOST, station(Place::Port(0))),
+                (B, station(Place::Peer(0))),
+            ]
+            .into(),
+        }),
     }
 }
 

@@ -87,14 +87,15 @@ fn snapshot(sender: bool, path: PathAddr, mtu: u16) -> Arc<Snapshot> {
     let mut view = view(DhcpMode::Overlay);
     if !sender {
         view.ports[1].macs = vec![B];
-        for bound in view.bindings.values_mut() {
+        let map = Arc::make_mut(&mut view.map);
+        for bound in map.bindings.values_mut() {
             bound.place = if bound.mac == A {
                 Place::Peer(0)
             } else {
                 Place::Port(1)
             };
         }
-        for (mac, station) in &mut view.stations {
+        for (mac, station) in &mut map.stations {
             station.place = if *mac == A {
                 Place::Peer(0)
             } else {

@@ -4,7 +4,7 @@
 use super::{HEADERS_BYTES, Live, Peer, release};
 use crate::{
     engine::{
-        context::Context,
+        context::{Context, Redraw},
         message::{DownReason, Event},
         network::Local,
     },
@@ -141,7 +141,7 @@ impl Peer {
             ..Live::new(established, bytes, Duration::ZERO, now)
         }));
         ctx.count(Counter::Handshakes);
-        ctx.is_dirty = true;
+        ctx.redraw(Redraw::Ways);
     }
 
     /// A response to the handshake in flight.

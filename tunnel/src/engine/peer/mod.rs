@@ -11,7 +11,7 @@ pub(super) use live::Live;
 use handshake::Handshake;
 
 use super::{
-    context::{Context, PeerKey},
+    context::{Context, PeerKey, Redraw},
     message::{DownReason, Event, PeerStats},
     network::Local,
     relays::{Given, MemberView},
@@ -280,7 +280,7 @@ impl Peer {
             ctx,
         );
         (self.wants_renewal, self.unanswered_since) = (false, None);
-        ctx.is_dirty = true;
+        ctx.redraw(Redraw::Ways);
         let handshake = self.current.as_ref().map_or(0, |live| live.handshake_bytes);
         self.agent.count_received(handshake);
         let responded_to = self.current.as_ref().and_then(|live| live.responded_to);
@@ -325,7 +325,7 @@ impl Peer {
         }
         self.unanswered_since = None;
         self.wants_renewal = false;
-        ctx.is_dirty = true;
+        ctx.redraw(Redraw::Ways);
         self.agent.handle_session_down(now);
         if was_up {
             let (network, peer) = self.key;
@@ -372,7 +372,7 @@ impl Peer {
         for live in [&mut self.next, &mut self.previous] {
             if live.as_ref().is_some_and(|live| now >= live.expires_at) {
                 release(live.take(), ctx);
-                ctx.is_dirty = true;
+                ctx.redraw(Redraw::Ways);
             }
         }
         if self
@@ -472,7 +472,7 @@ impl Peer {
                 self.repeat_pings(ctx);
             }
             self.way_told = way;
-            ctx.is_dirty = true;
+            ctx.redraw(Redraw::Ways);
         }
         self.set_timer(ctx, now);
         settled
