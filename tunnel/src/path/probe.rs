@@ -27,6 +27,14 @@ const ASKED_AGAIN: Duration = Duration::from_millis(500);
 /// Our own probes were answered within this time: nothing that we send gets lost.
 const ANSWERED_LATELY: Duration = Duration::from_millis(500);
 
+/// How often the peer asked, and when first and last.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    times: u32,
+    first: Instant,
+    last: Instant,
+}
+
 #[derive(Debug)]
 pub(super) struct Path {
     pub(super) tier: Tier,
@@ -41,9 +49,8 @@ pub(super) struct Path {
     pub(super) answered_at: Option<Instant>,
     pub(super) heard_at: Option<Instant>,
     pub(super) challenged_at: Option<Instant>,
-    /// Probes of the peer's that came one soon after the other, since it answered one of ours; when the first and the last came.
-    asked: u32,
-    asked_at: Option<(Instant, Instant)>,
+    /// Probes of the peer's that came one soon after the other, since it answered one of ours.
+    asked: Option<Asked>,
     pub(super) mtu: PathMtu,
     failures: u32,
     failed_at: Option<Instant>,
@@ -65,8 +72,7 @@ impl Path {
             answered_at: None,
             heard_at: None,
             challenged_at: None,
-            asked: 0,
-            asked_at: None,
+            asked: None,
             mtu: PathMtu::new(wrappers, datagram_bytes_max.saturating_add(further)),
             failures: 0,
             failed_at: None,
@@ -81,27 +87,25 @@ impl Path {
         self.proven = true;
         self.validated = true;
         self.answered_at = Some(now);
-        self.asked = 0;
+        self.asked = None;
     }
 
     /// The peer probed it. Says whether it asks like one who gets no answers, while we have none of it either.
     pub(super) fn handle_asked(&mut self, now: Instant) -> bool {
         let since = |at: Instant| now.saturating_duration_since(at);
-        let began = self.asked_at.filter(|&(_, last)| since(last) < ASKED_AGAIN);
-        if began.is_none() {
-            self.asked = 0;
-        }
-        let first = began.map_or(now, |(first, _)| first);
-        self.asked_at = Some((first, now));
-        self.asked = self.asked.saturating_add(1);
-        let is_answered = |at| now.saturating_duration_since(at) < ANSWERED_LATELY;
+        let before = self.asked.filter(|asked| since(asked.last) < ASKED_AGAIN);
+        let asked = Asked {
+            times: before.map_or(1, |asked| asked.times.saturating_add(1)),
+            first: before.map_or(now, |asked| asked.first),
+            last: now,
+        };
+        let is_answered = self
+            .answered_at
+            .is_some_and(|at| since(at) < ANSWERED_LATELY);
         // Until its first question can have been answered, it asks because it does not know yet.
-        let is_late = since(first) > usual(self.rtt.unwrap_or_default());
-        let doubts =
-            self.asked >= ASKED_MAX && is_late && !self.answered_at.is_some_and(is_answered);
-        if doubts {
-            self.asked = 0;
-        }
+        let is_late = since(asked.first) > usual(self.rtt.unwrap_or_default());
+        let doubts = asked.times >= ASKED_MAX && is_late && !is_answered;
+        self.asked = (!doubts).then_some(asked);
         doubts
     }
 
