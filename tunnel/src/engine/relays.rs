@@ -215,6 +215,13 @@ impl Relays {
         let held: Vec<PeerId> = self.ready.iter().copied().chain(self.reserve).collect();
         self.ready = choice::choose(&held, &offers);
         self.keep_reserve(&held, members, now);
+        // Who is replaced while a path goes through it is kept until none does: it would forget us without a word.
+        let in_use = |via: &PeerId| members.iter().any(|member| member.through == Some(*via));
+        for via in held {
+            if !self.uses(via) && self.places.contains_key(&via) && in_use(&via) {
+                self.wanted.insert(via, now + WANTED_FOR);
+            }
+        }
         let mut places = std::mem::take(&mut self.places);
         places.retain(|via, place| {
             self.uses(*via) || matches!(place, Place::Refused { until } if *until > now)

@@ -15,8 +15,9 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Places held at a time: at four fabric nodes, straight and through a stream, and at some members.
-const GRANTS_MAX: usize = 16;
+/// Places held at a time: at four fabric nodes and four that peers want, each straight and through a stream, and at up to seven
+/// members. What does not fit is not renewed.
+const GRANTS_MAX: usize = 24;
 
 /// How often a binding is renewed at least, which also keeps the NAT's mapping (RFC 4787 asks for 2 min; some give 30 s).
 const RENEW_EVERY: Duration = Duration::from_secs(25);

@@ -1,6 +1,6 @@
 //! Clients and a relay together, and what strangers can do to it.
 
-use super::*;
+use super::{message::Message, *};
 use crate::wire::datagram::RelayHeader;
 use proptest::prelude::*;
 use std::time::{Duration, Instant};
@@ -215,6 +215,25 @@ fn an_idle_binding_costs_one_exchange_in_25_seconds() {
         wakes += 1;
     }
     assert!(wakes <= 28 && relay.stats().bound == 1, "{wakes}");
+}
+
+#[test]
+fn every_place_that_a_node_may_have_is_renewed() {
+    let t0 = Instant::now();
+    let mut relay = server(RelayLimits::default(), t0);
+    let mut client = RelayClient::new(1, t0);
+    // At eight fabric nodes, straight and through a stream, and at seven members.
+    let grants: Vec<_> = (0..23).map(|n| grant(&mut relay, n, t0)).collect();
+
+    client.set_grants(&grants, t0);
+
+    let mut asked: Vec<_> = std::iter::from_fn(|| client.poll_transmit())
+        .filter_map(|(_, bytes)| Some(Message::peek(&bytes)?.index()))
+        .collect();
+    let mut held: Vec<_> = grants.iter().map(|grant| grant.index).collect();
+    asked.sort_unstable();
+    held.sort_unstable();
+    assert_eq!(asked, held);
 }
 
 #[test]

@@ -165,3 +165,40 @@ fn no_member_is_held_where_nobody_needs_a_relay_or_nobody_gives_one() {
     let members = [needy(3, &fabrics, &fabrics), unwilling];
     assert!(asked(&mut relays, &members, now).is_empty());
 }
+
+#[test]
+fn a_member_that_a_path_goes_through_is_kept_when_nearer_ones_are_found() {
+    let now = Instant::now();
+    let mut relays = bound_at(0, now);
+    let held = [1, 2].map(peer_id);
+    let talking = MemberView {
+        through: Some(held[0]),
+        ..needy(5, &[fabric(0)], &[])
+    };
+    let mut members = vec![talking, willing(1), willing(2)];
+    let place = Some((7, [7; 32]));
+    asked(&mut relays, &members, now);
+    for via in held {
+        relays.handle_place((NET, via), place, now + SOON);
+    }
+    for node in [3, 4] {
+        let near = Some((PathAddr::Direct(addr(node)), Duration::from_millis(1)));
+        members.push(MemberView {
+            path: near,
+            ..willing(node)
+        });
+    }
+
+    for seconds in 0..200 {
+        let now = now + SOON + Duration::from_secs(seconds);
+        for of in relays.look(&members, now).asks {
+            relays.handle_place(of, place, now);
+        }
+    }
+
+    assert!([3, 4].iter().all(|node| relays.uses(peer_id(*node))));
+    assert!(relays.uses(held[0]), "a path goes through it");
+    let later = now + SOON + Duration::from_secs(200) + LATER;
+    relays.look(&members[1..], later);
+    assert!(!held.iter().any(|via| relays.uses(*via)));
+}
