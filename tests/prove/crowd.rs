@@ -23,7 +23,7 @@ const TALKING_SHORT: Duration = Duration::from_secs(120);
 pub(crate) fn crowd(amount: Amount) -> Result<Measured> {
     let is_full = amount.runs >= FULL.runs;
     let began = Instant::now();
-    let figures = tell(Plan {
+    let plan = Plan {
         seed: 1,
         members: if is_full { MEMBERS } else { MEMBERS_SHORT },
         relays: 10,
@@ -34,6 +34,17 @@ pub(crate) fn crowd(amount: Amount) -> Result<Measured> {
         relays_lost: 0.3,
         partners: 2,
         talk: Duration::from_secs(600),
+    };
+    let figures = tell(plan, |progress| {
+        eprintln!(
+            "  {:4} s of the story after {:5} s: {} members are in, {} things happened, {} probes answered and {} not",
+            progress.at.as_secs(),
+            began.elapsed().as_secs(),
+            progress.ready,
+            progress.happened,
+            progress.reached,
+            progress.unreached
+        );
     });
     let mut lines = vec![format!(
         "Told on {} by `make prove ARGS=crowd` in {:.0} s, {} x{}.\n",

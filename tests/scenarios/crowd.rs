@@ -40,7 +40,7 @@ fn plan() -> Plan {
 #[test]
 fn forty_members_behind_what_the_internet_has_all_meet_and_go_on_after_a_loss() {
     let began = std::time::Instant::now();
-    let figures = tell(plan());
+    let figures = tell(plan(), |_| ());
 
     println!("told in {:?}", began.elapsed());
     println!("{}", figures.lines().join("\n"));

@@ -23,6 +23,9 @@ use std::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// How often a story says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(10);
+
 /// How often a pair that talks is probed, and how often after a loss that concerns it.
 const PROBE_EVERY: Duration = SECOND;
 const PROBE_AFTER_LOSS: Duration = Duration::from_millis(200);
@@ -101,14 +104,30 @@ struct Crowd {
     /// When something last befell a member, its NAT, or all relays.
     lost_at: BTreeMap<MemberId, Duration>,
     relays_lost_at: Option<Duration>,
+    progress_at: Duration,
     figures: Figures,
 }
 
-/// Tells the story.
-pub fn tell(plan: Plan) -> Figures {
+/// How far a story is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// The time in it.
+    pub at: Duration,
+    /// Members that have an address.
+    pub ready: usize,
+    /// How many things happened.
+    pub happened: u64,
+    /// See [`Figures::reached`].
+    pub reached: u64,
+    /// See [`Figures::unreached`].
+    pub unreached: u64,
+}
+
+/// Tells the story, and every [`PROGRESS_EVERY`] of it how far it is.
+pub fn tell(plan: Plan, mut on_progress: impl FnMut(Progress)) -> Figures {
     let mut crowd = Crowd::gathered(plan);
-    crowd.join();
-    crowd.talk();
+    crowd.join(&mut on_progress);
+    crowd.talk(&mut on_progress);
     let mut figures = crowd.figures;
     figures.digest = crowd.overlay.world.trace.digest();
     figures.happened = crowd.overlay.world.trace.count();
@@ -138,6 +157,7 @@ impl Crowd {
             gone: BTreeSet::new(),
             lost_at: BTreeMap::new(),
             relays_lost_at: None,
+            progress_at: Duration::ZERO,
             figures: Figures::of(plan),
         };
         for _ in 1..plan.members {
@@ -208,12 +228,13 @@ impl Crowd {
         }
     }
 
-    fn join(&mut self) {
+    fn join(&mut self, on_progress: &mut impl FnMut(Progress)) {
         self.overlay.start(Overlay::OWNER);
         let wait = self.plan.joining / self.plan.members as u32;
         for id in (1..self.plan.members).map(MemberId) {
             self.overlay.run(wait);
             self.overlay.start(id);
+            self.say(on_progress);
         }
         let ready = |overlay: &Overlay| overlay.members().all(|id| overlay.is_ready(id));
         let took = self.overlay.run_until(JOINING_MAX, ready);
@@ -224,6 +245,26 @@ impl Crowd {
             self.overlay.world.trace.tail(40)
         );
         self.overlay.run(10 * SECOND); // the last records are on their way
+    }
+
+    /// Says how far the story is, when it is time to.
+    fn say(&mut self, on_progress: &mut impl FnMut(Progress)) {
+        let at = self.now();
+        if at < self.progress_at {
+            return;
+        }
+        self.progress_at = at + PROGRESS_EVERY;
+        on_progress(Progress {
+            at,
+            ready: self
+                .overlay
+                .members()
+                .filter(|&id| self.overlay.is_ready(id))
+                .count(),
+            happened: self.overlay.world.trace.count(),
+            reached: self.figures.reached,
+            unreached: self.figures.unreached,
+        });
     }
 
     fn now(&self) -> Duration {
@@ -244,7 +285,7 @@ impl Crowd {
         }
     }
 
-    fn talk(&mut self) {
+    fn talk(&mut self, on_progress: &mut impl FnMut(Progress)) {
         let (began, plan) = (self.now(), self.plan);
         let end = began + plan.talking;
         let hours = plan.talking.as_secs_f64() / 3600.0;
@@ -267,6 +308,7 @@ impl Crowd {
                 break;
             };
             self.overlay.run(at.saturating_sub(self.now()));
+            self.say(on_progress);
             if fate == Some(at) {
                 let (_, fate) = self.fates.pop_first().expect("it was there");
                 self.befall(fate);
