@@ -26,7 +26,10 @@ const RENEW_EVERY: Duration = Duration::from_secs(25);
 /// to the relay is looked for).
 const ANSWER_WAIT: Duration = Duration::from_millis(250);
 
-/// Unanswered tries, 7.75 s in all, until the relay counts as lost.
+/// The same where answers take long: a quarter more than they do, up to this.
+const PATIENCE_MAX: Duration = Duration::from_secs(1);
+
+/// Unanswered tries, 7.75 s in all where answers are quick, until the relay counts as lost.
 const TRIES_MAX: u32 = 5;
 
 /// A lost relay may come back with what it knew.
@@ -51,11 +54,40 @@ struct Place {
     tries: u32,
     next_at: Instant,
     asked_at: Instant,
+    /// When that was asked first.
+    began_at: Instant,
+    /// How long the first answer is waited for.
+    patience: Duration,
     rtt: Option<Duration>,
-    /// Where the relay sees us, while bound.
-    observed: Option<SocketAddr>,
+    bound: Option<Bound>,
     /// It was told that the answer is late.
     is_silent: bool,
+}
+
+/// What holds while a place is bound.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Bound {
+    /// How the relay was reached then: not as the grant says while that way is being tried.
+    reach: PathAddr,
+    /// Where the relay sees us.
+    observed: SocketAddr,
+}
+
+impl Place {
+    /// An answer came: learns how long they take.
+    fn time(&mut self, now: Instant) {
+        let since = |at| now.saturating_duration_since(at);
+        if self.tries == 1 {
+            let sample = since(self.asked_at);
+            let rtt = self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8); // RFC 6298's weight
+            self.rtt = Some(rtt);
+            self.patience = (rtt * 5 / 4).clamp(ANSWER_WAIT, PATIENCE_MAX);
+        } else {
+            // Of a repeated question it is not known which one is answered (Karn's rule); perhaps the first.
+            let perhaps = since(self.began_at) * 5 / 4;
+            self.patience = self.patience.max(perhaps).min(PATIENCE_MAX);
+        }
+    }
 }
 
 impl RelayClient {
@@ -76,20 +108,25 @@ impl RelayClient {
         self.renew_every = every.min(RENEW_EVERY);
     }
 
-    /// The places we hold, replacing what was said before; unchanged ones keep their binding.
+    /// The places we hold, replacing what was said before; unchanged ones keep their binding. One that is reached another way
+    /// from now on is bound the old way until it is bound the new way.
     pub fn set_grants(&mut self, grants: &[RelayGrant], now: Instant) {
         let mut before = std::mem::take(&mut self.places);
         for grant in grants.iter().take(GRANTS_MAX) {
-            let place = match before.iter().position(|p| p.grant == *grant) {
-                Some(at) => before.swap_remove(at),
-                None => Place {
+            let known = before.iter().position(|p| p.grant.is_place_of(grant));
+            let known = known.map(|at| before.swap_remove(at));
+            let place = match known {
+                Some(place) if place.grant == *grant => place,
+                known => Place {
                     grant: grant.clone(),
                     nonce: self.rng.random(),
                     tries: 0,
                     next_at: now,
                     asked_at: now,
+                    began_at: now,
+                    patience: ANSWER_WAIT,
                     rtt: None,
-                    observed: None,
+                    bound: known.and_then(|place| place.bound),
                     is_silent: false,
                 },
             };
@@ -131,14 +168,12 @@ impl RelayClient {
         if !message.is_genuine(&place.grant.key) {
             return;
         }
-        if place.tries == 1 && matches!(message.kind, CHALLENGE | BOUND) {
-            // Of a repeated question it is not known which one is answered (Karn's rule).
-            let sample = now.saturating_duration_since(place.asked_at);
-            place.rtt = Some(place.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8)); // RFC 6298's weight
+        if matches!(message.kind, CHALLENGE | BOUND) {
+            place.time(now);
         }
         match message.kind {
             CHALLENGE => {
-                place.asked_at = now;
+                (place.asked_at, place.began_at) = (now, now);
                 let confirm = Message::new(
                     CONFIRM,
                     place.grant.index,
@@ -152,7 +187,11 @@ impl RelayClient {
             BOUND => {
                 let observed = message.observed();
                 let was_silent = std::mem::take(&mut place.is_silent);
-                let is_news = place.observed.replace(observed) != Some(observed) || was_silent;
+                let bound = Bound {
+                    reach: from,
+                    observed,
+                };
+                let is_news = place.bound.replace(bound) != Some(bound) || was_silent;
                 let early = self.renew_every.mul_f64(self.rng.random_range(0.0..0.1)); // many nodes must not come in step
                 (place.nonce, place.tries, place.next_at) =
                     (self.rng.random(), 0, now + self.renew_every - early);
@@ -170,7 +209,7 @@ impl RelayClient {
         let mut events = Vec::new();
         for place in self.places.iter_mut().filter(|p| p.next_at <= now) {
             if place.tries == TRIES_MAX {
-                place.observed = None;
+                place.bound = None;
                 (place.nonce, place.tries, place.next_at) =
                     (self.rng.random(), 0, now + LOST_RETRY);
                 events.push(RelayEvent::Lost(place.grant.way()));
@@ -188,7 +227,10 @@ impl RelayClient {
             );
             self.transmits
                 .push_back((place.grant.reach(), request.to_bytes().to_vec()));
-            (place.asked_at, place.next_at) = (now, now + ANSWER_WAIT * (1 << place.tries));
+            if place.tries == 0 {
+                place.began_at = now;
+            }
+            (place.asked_at, place.next_at) = (now, now + place.patience * (1 << place.tries));
             place.tries += 1;
         }
         events.into_iter().for_each(|event| self.push_event(event));
@@ -218,14 +260,16 @@ impl RelayClient {
     /// The places where we are bound now, each once, with the better way to it.
     pub fn bound(&self) -> Vec<BoundPlace> {
         let places = self.places.iter();
-        let mut bound: Vec<_> = places.filter(|place| place.observed.is_some()).collect();
+        let mut bound: Vec<_> = places
+            .filter_map(|place| Some((place, place.bound?)))
+            .collect();
         // What answers comes before what is late, and straight before carried.
-        bound.sort_by_key(|place| (place.grant.via, place.is_silent, place.grant.carrier));
-        bound.dedup_by_key(|place| place.grant.via);
-        let tell = |place: &Place| BoundPlace {
+        bound.sort_by_key(|(place, _)| (place.grant.via, place.is_silent, place.grant.carrier));
+        bound.dedup_by_key(|(place, _)| place.grant.via);
+        let tell = |(place, bound): (&Place, Bound)| BoundPlace {
             candidate: place.grant.candidate(),
             way: place.grant.way(),
-            reach: place.grant.reach(),
+            reach: bound.reach,
             is_member: place.grant.is_member,
             is_silent: place.is_silent,
             rtt: place.rtt,

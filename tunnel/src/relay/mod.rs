@@ -59,6 +59,12 @@ impl RelayGrant {
         }
     }
 
+    /// Whether both are of one place, however its relay is reached.
+    fn is_place_of(&self, other: &Self) -> bool {
+        let place = |grant: &Self| (grant.via, grant.index, grant.key, grant.carrier);
+        place(self) == place(other)
+    }
+
     const fn way(&self) -> RelayWay {
         RelayWay {
             via: self.via,

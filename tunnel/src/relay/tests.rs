@@ -167,6 +167,61 @@ fn a_new_nat_port_is_followed_by_the_next_renewal() {
 }
 
 #[test]
+fn a_relay_that_is_reached_another_way_is_bound_the_old_way_until_it_is_bound_the_new_way() {
+    let t0 = Instant::now();
+    let mut relay = server(RelayLimits::default(), t0);
+    let mut client = RelayClient::new(1, t0);
+    let old = grant(&mut relay, 1, t0);
+    let new = RelayGrant {
+        through: Some(5),
+        ..old.clone()
+    };
+    client.set_grants(std::slice::from_ref(&old), t0);
+    exchange(&mut client, &mut relay, addr(1, 1), t0);
+
+    client.set_grants(std::slice::from_ref(&new), t0);
+
+    assert_eq!(client.bound()[0].reach, old.reach());
+    while let Some((to, mut bytes)) = client.poll_transmit() {
+        assert_eq!(to, new.reach());
+        if let Verdict::Reply(reply) = relay.handle_datagram(addr(3, 3), &mut bytes, t0) {
+            client.handle_datagram(to, &reply, t0);
+        }
+    }
+    assert_eq!(client.bound()[0].reach, new.reach());
+}
+
+#[test]
+fn a_relay_whose_answers_take_long_is_late_only_once() {
+    let (mut now, rtt) = (Instant::now(), Duration::from_millis(400));
+    let mut relay = server(RelayLimits::default(), now);
+    let mut client = RelayClient::new(1, now);
+    client.set_grants(&[grant(&mut relay, 1, now)], now);
+    let (mut under_way, mut late) = (Vec::new(), 0);
+    let end = now + Duration::from_secs(100);
+    while now < end {
+        while let Some((_, mut bytes)) = client.poll_transmit() {
+            if let Verdict::Reply(reply) = relay.handle_datagram(addr(1, 1), &mut bytes, now) {
+                under_way.push((now + rtt, reply));
+            }
+        }
+        while let Some(event) = client.poll_event() {
+            late += usize::from(matches!(event, RelayEvent::Silent(_)));
+        }
+        let timeout = client.poll_timeout().unwrap().0;
+        if let Some(&(at, reply)) = under_way.first().filter(|(at, _)| *at <= timeout) {
+            now = at;
+            under_way.remove(0);
+            client.handle_datagram(relay_addr(), &reply, now);
+        } else {
+            now = timeout;
+            client.handle_timeout(now);
+        }
+    }
+    assert_eq!((late, client.bound().len()), (1, 1));
+}
+
+#[test]
 fn a_relay_that_stops_answering_is_lost_in_seconds_and_found_again() {
     let t0 = Instant::now();
     let mut relay = server(RelayLimits::default(), t0);
