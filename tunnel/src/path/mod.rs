@@ -549,8 +549,7 @@ impl PathAgent {
             return;
         }
         if self.silent_at().is_some_and(|at| now >= at) {
-            self.unanswered_since = None; // set again by the next traffic
-            self.doubt(now);
+            self.doubt_silence(now);
         }
         self.continue_watch(now);
         self.continue_round(now);

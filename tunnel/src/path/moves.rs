@@ -106,6 +106,22 @@ impl PathAgent {
         self.begin_watch(Watch::new(now), now);
     }
 
+    /// The path in use is silent. A peer that was heard on another one in the meantime may only prefer that, as two whose relays
+    /// differ do all the time.
+    pub(super) fn doubt_silence(&mut self, now: Instant) {
+        let Some(since) = self.unanswered_since.take() else {
+            return; // set again by the next traffic
+        };
+        let elsewhere = self.paths.iter().filter(|(addr, path)| {
+            Some(**addr) != self.current && path.heard_at.is_some_and(|at| at >= since)
+        });
+        let theirs = elsewhere.max_by_key(|(_, path)| path.heard_at);
+        match theirs.map(|(addr, _)| *addr) {
+            Some(theirs) => self.begin_watch(Watch::of_a_move(theirs, now), now),
+            None => self.doubt(now),
+        }
+    }
+
     /// Begins to doubt the path in use, unless that is under way.
     pub(super) fn begin_watch(&mut self, watch: Watch, now: Instant) {
         if self.current.is_some() && self.watch.is_none() {
