@@ -12,6 +12,7 @@ mod mtu;
 mod passage;
 mod probe;
 mod punch;
+mod quiet;
 mod rounds;
 mod selection;
 mod sockets;
@@ -35,6 +36,7 @@ use foretell::Foretelling;
 use overlay_types::{Candidate, PathAddr, PeerId};
 use probe::{InFlight, Path, ProbesInFlight};
 use punch::Punching;
+use quiet::Quiet;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use rounds::want;
@@ -189,6 +191,7 @@ pub struct PathAgent {
     watch: Option<Watch>,
     /// When data left on the path in use that nothing has been heard after.
     unanswered_since: Option<Instant>,
+    quiet: Quiet,
     traffic_at: Option<Instant>,
     keepalive: Duration,
     keepalive_at: Option<Instant>,
@@ -228,6 +231,7 @@ impl PathAgent {
             wishes: VecDeque::new(),
             watch: None,
             unanswered_since: None,
+            quiet: Quiet::default(),
             traffic_at: None,
             keepalive: KEEPALIVE,
             keepalive_at: None,
@@ -410,6 +414,7 @@ impl PathAgent {
         self.credit = Credit::default();
         self.watch = None;
         self.unanswered_since = None;
+        self.quiet = Quiet::default();
         self.keepalive_at = None;
         self.announced = None;
         self.transmits.clear();
@@ -425,6 +430,7 @@ impl PathAgent {
             return;
         };
         path.heard_at = Some(now);
+        self.quiet.note_heard(now);
         if self.current == Some(from) {
             self.unanswered_since = None;
             return;
@@ -527,9 +533,15 @@ impl PathAgent {
         self.call(now);
     }
 
+    /// Data came from the peer and none went there. Tell at least four times a second while any comes.
+    pub fn note_data(&mut self, now: Instant) {
+        self.quiet.note_data(now);
+    }
+
     /// Data was sent to the peer. Tell at least four times a second while any is.
     pub fn note_traffic(&mut self, now: Instant) {
         self.traffic_at = Some(now);
+        self.note_data(now);
         let Some(current) = self.current else { return };
         self.unanswered_since.get_or_insert(now);
         self.refresh_keepalive(now);
@@ -550,6 +562,9 @@ impl PathAgent {
         }
         if self.silent_at().is_some_and(|at| now >= at) {
             self.doubt_silence(now);
+        }
+        if self.quiet.take_due(now) {
+            self.begin_watch(Watch::of_quiet(now), now);
         }
         self.continue_watch(now);
         self.continue_round(now);
@@ -575,6 +590,7 @@ impl PathAgent {
         let sizes = sizes.filter_map(|addr| self.size_due(addr)).min();
         [
             (self.silent_at(), "path silent"),
+            (self.quiet.due(), "path quiet"),
             (self.watch.as_ref().map(Watch::due), "path doubted"),
             (
                 self.punching.due(|at| want(tier, self.traffic_at, at)),

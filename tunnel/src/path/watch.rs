@@ -26,7 +26,9 @@ pub(super) struct Watch {
     next_at: Instant,
     steps: u32,
     is_distressed: bool,
-    /// Where the peer seems to have moved, if that is the whole cause: then the path in use is asked alone until it is late.
+    /// There is little cause: the path in use is asked alone until it is late.
+    is_mild: bool,
+    /// Where the peer seems to have moved, if that is the cause.
     moved_to: Option<PathAddr>,
 }
 
@@ -50,16 +52,25 @@ impl Watch {
             next_at: now,
             steps: 0,
             is_distressed: false,
+            is_mild: false,
             moved_to: None,
         }
     }
 
-    /// One that has little cause, datagrams of the peer's over another path: other ways are left alone until the answer is late. Two sides that prefer different ways
-    /// would give each other cause without end if each asked on both.
+    /// One that has little cause: data went, and nothing more comes.
+    pub(super) fn of_quiet(now: Instant) -> Self {
+        Self {
+            is_mild: true,
+            ..Self::new(now)
+        }
+    }
+
+    /// The same for datagrams of the peer's over another path. Two sides that prefer different ways would give each other cause
+    /// without end if each asked on both.
     pub(super) fn of_a_move(to: PathAddr, now: Instant) -> Self {
         Self {
             moved_to: Some(to),
-            ..Self::new(now)
+            ..Self::of_quiet(now)
         }
     }
 
@@ -87,15 +98,14 @@ impl Watch {
         self.steps += 1;
         let was_distressed = self.is_distressed;
         let waited = now.saturating_duration_since(self.since);
-        let is_mild = self.moved_to.is_some();
-        let help_after = if is_mild {
+        let help_after = if self.is_mild {
             DISTRESS_AFTER.max(usual(rtt))
         } else {
             DISTRESS_AFTER
         };
         self.is_distressed |= waited >= help_after;
         Some(Step {
-            probe_others: self.steps > 1 && (!is_mild || waited > usual(rtt)),
+            probe_others: self.steps > 1 && (!self.is_mild || waited > usual(rtt)),
             distressed: self.is_distressed && !was_distressed,
             leave_for: self.leave_for(rtt, now),
             give_up: waited >= GIVE_UP_AFTER.max(rtt * 4),

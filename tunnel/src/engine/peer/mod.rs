@@ -267,6 +267,8 @@ impl Peer {
         }
         if traffic.tx_datagrams > 0 {
             self.agent.note_traffic(now);
+        } else {
+            self.agent.note_data(now);
         }
     }
 

@@ -499,6 +499,27 @@ fn who_only_answers_follows_the_peer_away_from_a_way_that_is_lost() {
 }
 
 /// Two whose relays are far away, and who prefer different ones.
+#[test]
+fn a_path_that_falls_quiet_is_asked_once() {
+    let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
+    w.session_up();
+    w.settle(20);
+    let path = w.sides[1].agent.current.unwrap();
+    let answered_at = |w: &World| w.sides[1].agent.paths[&path].answered_at;
+    let before = answered_at(&w);
+
+    w.sides[1].agent.note_data(w.now);
+    w.run(Duration::from_millis(1000), |_| false);
+    assert_eq!(answered_at(&w), before);
+
+    w.run(Duration::from_secs(1), |_| false);
+    let once = answered_at(&w);
+    assert!(once > before);
+    w.settle(10);
+    assert_eq!(answered_at(&w), once);
+    assert!(!w.sides[1].events.contains(&PathEvent::Distressed));
+}
+
 fn going_two_ways() -> World {
     let mut w = World::new(Nat::Symmetric, Nat::Symmetric);
     w.relay_delay = Duration::from_millis(150);
