@@ -123,7 +123,7 @@ pub struct Progress {
     pub unreached: u64,
 }
 
-/// Tells the story, and every [`PROGRESS_EVERY`] of it how far it is.
+/// Tells the story, and every ten seconds of it how far it is.
 pub fn tell(plan: Plan, mut on_progress: impl FnMut(Progress)) -> Figures {
     let mut crowd = Crowd::gathered(plan);
     crowd.join(&mut on_progress);
