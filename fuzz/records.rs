@@ -187,7 +187,7 @@ fn signed_node_records_are_read_and_looked_up() {
             let mut directory = Directory::new(PeerId([0; 32]), WORLD.network.clone());
             let unix = NOW + u64::from(*unix);
             if directory.insert(record, unix).is_ok() {
-                for binding in directory.bindings(unix) {
+                for binding in directory.bindings(unix).to_vec() {
                     let _ = directory.by_address(binding.ip, unix);
                 }
                 let _ = (directory.roster(0), directory.expire(u64::MAX));

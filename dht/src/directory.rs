@@ -9,8 +9,9 @@ use crate::record::{Guest, NodeRecord};
 use crate::signed::Verified;
 use overlay_types::{Binding, DhcpMode, Location, MacAddr, Name, PeerId};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The most members that a node keeps track of.
@@ -66,7 +67,19 @@ pub struct Directory {
     version: u64,
     /// Whose records came since somebody asked for news.
     news: BTreeSet<PeerId>,
+    /// `None` when it has to be made out anew.
+    stations: Option<Stations>,
     counters: DirectoryCounters,
+}
+
+/// Where the stations of other nodes are.
+#[derive(Debug)]
+struct Stations {
+    bindings: Vec<Binding>,
+    /// The Unix seconds in which the same leases are usable.
+    holds: Range<u64>,
+    /// Whether some address is claimed twice: then a newer record may win though it claims what it did before.
+    are_contested: bool,
 }
 
 /// Who has an address or a name.
@@ -127,6 +140,7 @@ impl Directory {
             members: BTreeMap::new(),
             version: 0,
             news: BTreeSet::new(),
+            stations: None,
             counters,
         }
     }
@@ -137,7 +151,8 @@ impl Directory {
     }
 
     /// To apply newer documents.
-    pub const fn network_mut(&mut self) -> &mut Network {
+    pub fn network_mut(&mut self) -> &mut Network {
+        self.stations = None;
         &mut self.network
     }
 
@@ -212,6 +227,11 @@ impl Directory {
             return Err(reason);
         }
         self.keep_member(record.membership.clone())?;
+        let claims_as_before = self
+            .get(author)
+            .is_some_and(|known| known.leases == record.leases && known.guests == record.guests);
+        self.stations
+            .take_if(|stations| stations.are_contested || !claims_as_before);
         self.news.insert(author);
         let member = self
             .members
@@ -263,12 +283,15 @@ impl Directory {
                 dropped = true;
             }
         }
-        dropped || self.members.len() != before
+        let went = dropped || self.members.len() != before;
+        self.stations.take_if(|_| went);
+        went
     }
 
     /// Forgets one member, on its revocation.
     pub fn remove(&mut self, peer: PeerId) -> bool {
         self.news.remove(&peer);
+        self.stations = None;
         self.members.remove(&peer).is_some()
     }
 
@@ -355,25 +378,54 @@ impl Directory {
             })
     }
 
-    /// Where every known station of other nodes is; of two claims to one address the better one.
-    pub fn bindings(&self, unix: u64) -> Vec<Binding> {
+    /// Where every known station of other nodes is; of two claims to one address the better one. Made out anew only where a
+    /// claim came, went or changed since: most records say the same of stations as the ones before them.
+    pub fn bindings(&mut self, unix: u64) -> &[Binding] {
+        self.stations
+            .take_if(|stations| !stations.holds.contains(&unix));
+        let stations = match self.stations.take() {
+            Some(stations) => stations,
+            None => self.stations_at(unix),
+        };
+        &self.stations.insert(stations).bindings
+    }
+
+    fn stations_at(&self, unix: u64) -> Stations {
         let mut best: BTreeMap<IpAddr, Claim<'_>> = BTreeMap::new();
+        let mut are_contested = false;
         for claim in self.claims(unix) {
-            let held = best.entry(claim.ip).or_insert_with(|| claim.clone());
-            if claim.strength() > held.strength() {
-                *held = claim;
+            match best.entry(claim.ip) {
+                Entry::Vacant(free) => {
+                    free.insert(claim);
+                }
+                Entry::Occupied(mut held) => {
+                    are_contested = true;
+                    if claim.strength() > held.get().strength() {
+                        held.insert(claim);
+                    }
+                }
             }
         }
         let others = best
             .into_values()
             .filter(|claim| claim.record.peer != self.me);
-        others
-            .map(|claim| Binding {
-                ip: claim.ip,
-                mac: claim.mac,
-                location: Location::Peer(claim.record.peer),
-            })
-            .collect()
+        let bindings = others.map(|claim| Binding {
+            ip: claim.ip,
+            mac: claim.mac,
+            location: Location::Peer(claim.record.peer),
+        });
+        let records = self
+            .members
+            .values()
+            .filter_map(|member| member.record.as_ref());
+        let ends = records
+            .flat_map(|record| record.leases.iter().map(|cert| cert.usable_until()))
+            .filter(|end| unix < *end);
+        Stations {
+            bindings: bindings.collect(),
+            holds: unix..ends.min().unwrap_or(u64::MAX),
+            are_contested,
+        }
     }
 
     /// Who has `address`.
@@ -493,6 +545,7 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Identity;
     use crate::testing::{Lab, NOW, name, signed};
 
     fn guest(n: u8, ip: Ipv4Addr) -> Guest {
@@ -588,7 +641,7 @@ mod tests {
         );
         let binding = directory
             .bindings(NOW)
-            .into_iter()
+            .iter()
             .find(|binding| binding.ip == address)
             .unwrap();
         assert_eq!(binding.location, Location::Peer(b.peer_id()));
@@ -618,6 +671,65 @@ mod tests {
             directory.by_address(moved.ip, NOW).unwrap().peer,
             a.peer_id()
         );
+    }
+
+    #[test]
+    fn what_was_made_out_of_the_stations_follows_every_claim() {
+        let mut lab = Lab::new("192.168.7.0/24", DhcpMode::Lan);
+        let ((a, member_a), (b, member_b)) = (lab.member("a"), lab.member("b"));
+        let shared = guest(1, Ipv4Addr::new(192, 168, 7, 50));
+        let mut directory = Directory::new(lab.owner.peer_id(), lab.network.clone());
+        let mut say =
+            |directory: &mut Directory, who: &Identity, of, leases: Vec<LeaseCert>, guests| {
+                lab.unix += 5;
+                let record = signed(lab.record(who, of, leases, guests), who);
+                assert_eq!(directory.insert(record, NOW), Ok(true));
+            };
+        let holder = |directory: &mut Directory| {
+            let bindings = directory.bindings(NOW);
+            let found = bindings.iter().find(|binding| binding.ip == shared.ip)?;
+            match found.location {
+                Location::Peer(peer) => Some(peer),
+                Location::Port(_) => None,
+            }
+        };
+
+        say(&mut directory, &a, &member_a, vec![], vec![]);
+        assert_eq!(holder(&mut directory), None);
+        let guests = || vec![shared.clone()];
+        say(&mut directory, &a, &member_a, vec![], guests());
+        assert_eq!(holder(&mut directory), Some(a.peer_id()));
+        say(&mut directory, &b, &member_b, vec![], guests());
+        assert_eq!(holder(&mut directory), Some(b.peer_id()), "the last word");
+        say(&mut directory, &a, &member_a, vec![], guests());
+        assert_eq!(holder(&mut directory), Some(a.peer_id()), "said once more");
+        say(&mut directory, &a, &member_a, vec![], vec![]);
+        assert_eq!(holder(&mut directory), Some(b.peer_id()));
+        assert!(directory.remove(b.peer_id()));
+        assert_eq!(holder(&mut directory), None);
+    }
+
+    #[test]
+    fn a_lease_that_runs_out_binds_nothing_any_more() {
+        let mut lab = Lab::new("10.77.0.0/16", DhcpMode::Overlay);
+        let (peer, membership) = lab.member("a");
+        let lease = lab.claim(&peer, Some("a")).unwrap();
+        let end = lease.usable_until();
+        let mut record = lab.record(&peer, &membership, vec![lease], vec![]);
+        record.expires = end + 3600;
+        let mut directory = Directory::new(lab.owner.peer_id(), lab.network.clone());
+        directory.insert(signed(record, &peer), NOW).unwrap();
+
+        assert_eq!(directory.bindings(NOW).len(), 2, "IPv4 and IPv6");
+        assert_eq!(directory.bindings(end - 1).len(), 2);
+        assert_eq!(directory.bindings(end).len(), 1);
+        assert_eq!(
+            directory.bindings(end - 1).len(),
+            2,
+            "a clock that was set back"
+        );
+        assert!(directory.expire(end + 3600));
+        assert_eq!(directory.bindings(NOW).len(), 0);
     }
 
     #[test]

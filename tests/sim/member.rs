@@ -103,6 +103,8 @@ pub(crate) struct Running {
     pub(crate) sync: Sync,
     /// Whether the data plane was told to keep sessions with everybody.
     pub(crate) told_eager: bool,
+    /// What the data plane was last told of the stations.
+    pub(crate) told_bindings: Vec<Binding>,
     pub(crate) is_refresh_planned: bool,
     pub(crate) is_publish_planned: bool,
     pub(crate) tick_at: Option<Instant>,
@@ -237,20 +239,22 @@ impl Member {
         )
     }
 
-    /// Which addresses are where, as it knows it.
-    pub(crate) fn bindings(&self, unix: u64) -> Vec<Binding> {
-        let Some(running) = &self.running else {
-            return Vec::new();
-        };
-        let mut bindings = running.directory.bindings(unix);
+    /// Which addresses are where, as it knows it, if that is not what its data plane was told last.
+    pub(crate) fn news_of_stations(&mut self, unix: u64) -> Option<Vec<Binding>> {
         let (mac, location) = (self.mac(), Location::Port(STATION));
-        bindings.extend(self.address().map(|ip| Binding {
+        let own = self.address().map(|ip| Binding {
             ip: ip.into(),
             mac,
             location,
-        }));
+        });
+        let running = self.running.as_mut()?;
+        let mut bindings = running.directory.bindings(unix).to_vec();
+        bindings.extend(own);
         bindings.extend(running.service.iter().flat_map(GuestService::bindings));
-        bindings
+        (bindings != running.told_bindings).then(|| {
+            running.told_bindings.clone_from(&bindings);
+            bindings
+        })
     }
 
     /// What its lease machines said since they were last asked.

@@ -448,6 +448,7 @@ impl Node {
             mdns: None,
             changed: true,
             told_eager: true,
+            told_bindings: Vec::new(),
             publish_at: None,
             peers_save_at: None,
             sync_at: now,

@@ -17,7 +17,7 @@ use dht::{
     signed::Signed,
 };
 use overlay_types::{
-    DhcpMode, MacAddr, Name, NetworkId, PathAddr, PeerId, PortId, PortKind, Subnet,
+    Binding, DhcpMode, MacAddr, Name, NetworkId, PathAddr, PeerId, PortId, PortKind, Subnet,
     api::{AddPort, NetworkStatus},
 };
 use serde::{Deserialize, Serialize};
@@ -116,6 +116,8 @@ pub(super) struct Member {
     pub(super) changed: bool,
     /// Whether the data plane was told to keep sessions with everybody.
     pub(super) told_eager: bool,
+    /// What the data plane was last told of the stations.
+    pub(super) told_bindings: Vec<Binding>,
     pub(super) publish_at: Option<Instant>,
     /// When what is known of the peers is written.
     pub(super) peers_save_at: Option<Instant>,

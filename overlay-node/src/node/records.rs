@@ -509,11 +509,15 @@ impl Node {
         self.follow_lan_routes(id).await;
     }
 
-    /// Tells the data plane who has which address.
-    pub(super) fn tell_bindings(&self, id: NetworkId) {
-        if let Some(member) = self.networks.get(&id) {
-            let mut bindings = member.directory.bindings(unix_now());
-            bindings.extend(member.own_bindings(self.me));
+    /// Tells the data plane who has which address, where it does not know.
+    pub(super) fn tell_bindings(&mut self, id: NetworkId) {
+        let Some(member) = self.networks.get_mut(&id) else {
+            return;
+        };
+        let mut bindings = member.directory.bindings(unix_now()).to_vec();
+        bindings.extend(member.own_bindings(self.me));
+        if bindings != member.told_bindings {
+            member.told_bindings.clone_from(&bindings);
             self.tell(Command::SetBindings {
                 network: id,
                 bindings,

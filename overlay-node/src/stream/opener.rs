@@ -165,10 +165,11 @@ impl Opener {
                 encrypt(proxy::connect(tcp, &place, credentials).await?).await
             }
             Some(Via::Ssh { destination }) => {
-                let ssh = SshStream::open(destination, &place)?;
-                let complaint = ssh.complaint();
-                let encrypted = encrypt(Box::new(ssh)).await;
-                encrypted.map_err(|error| complaint.explain(error))
+                let (ssh, complaint) = SshStream::open(destination, &place)?;
+                match encrypt(Box::new(ssh)).await {
+                    Ok(stream) => Ok(stream),
+                    Err(error) => Err(complaint.explain(error).await),
+                }
             }
         }
     }

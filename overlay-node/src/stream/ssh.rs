@@ -5,12 +5,14 @@ use std::{
     io,
     pin::Pin,
     process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader, Join, ReadBuf},
-    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    sync::watch,
+    time::timeout,
 };
 use tracing::debug;
 
@@ -26,40 +28,47 @@ const OPTIONS: [&str; 6] = [
 ];
 /// Longer lines of its complaints are cut.
 const COMPLAINT_BYTES_MAX: usize = 300;
+/// How long after its stream ended ssh may take to say why: the two come by different pipes. A jump host's ssh may hold the
+/// second one open.
+const COMPLAINT_WITHIN: Duration = Duration::from_millis(500);
 
 /// A running `ssh -W`, ended when dropped.
 pub(super) struct SshStream {
     stream: Join<ChildStdout, ChildStdin>,
     /// Killed when dropped.
     _child: Child,
-    complaint: Complaint,
 }
 
-/// The last line that ssh wrote to its standard error.
-#[derive(Clone, Default)]
-pub(super) struct Complaint(Arc<Mutex<String>>);
+/// The last line that ssh wrote to its standard error; closed when there will be no more.
+pub(super) struct Complaint(watch::Receiver<String>);
 
 impl Complaint {
-    /// What it says, with `error` if it says nothing.
-    pub(super) fn explain(&self, error: io::Error) -> io::Error {
-        let line = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// What `stderr` will say.
+    fn listen(stderr: impl AsyncRead + Send + Unpin + 'static) -> Self {
+        let (last, complaint) = watch::channel(String::new());
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr).split(b'\n');
+            while let Ok(Some(line)) = lines.next_segment().await {
+                let line = String::from_utf8_lossy(&line);
+                let line = line.trim();
+                debug!(line, "ssh says");
+                if !line.is_empty() {
+                    last.send_replace(line.chars().take(COMPLAINT_BYTES_MAX).collect());
+                }
+            }
+        });
+        Self(complaint)
+    }
+
+    /// What it says of the end of its stream, with `error` if it says nothing.
+    pub(super) async fn explain(mut self, error: io::Error) -> io::Error {
+        let all = async { while self.0.changed().await.is_ok() {} };
+        let _silent = timeout(COMPLAINT_WITHIN, all).await;
+        let line = self.0.borrow();
         if line.is_empty() {
             error
         } else {
-            io::Error::new(error.kind(), format!("ssh: {line}"))
-        }
-    }
-
-    async fn listen(self, stderr: ChildStderr) {
-        let mut lines = BufReader::new(stderr).split(b'\n');
-        while let Ok(Some(line)) = lines.next_segment().await {
-            let line = String::from_utf8_lossy(&line);
-            let line = line.trim();
-            debug!(line, "ssh says");
-            if !line.is_empty() {
-                let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-                *last = line.chars().take(COMPLAINT_BYTES_MAX).collect();
-            }
+            io::Error::new(error.kind(), format!("ssh: {}", *line))
         }
     }
 }
@@ -68,8 +77,8 @@ impl SshStream {
     /// Starts ssh towards `destination`, to be connected from there to `to`, written `host:port`.
     ///
     /// # Errors
-    /// When there is no ssh. That it cannot connect shows when the stream ends; [`Self::complaint`] says why.
-    pub(super) fn open(destination: &str, to: &str) -> io::Result<Self> {
+    /// When there is no ssh. That it cannot connect shows when the stream ends; the [`Complaint`] says why.
+    pub(super) fn open(destination: &str, to: &str) -> io::Result<(Self, Complaint)> {
         let mut command = Command::new("ssh");
         command.args(["-T", "-a", "-x", "-W", to]);
         for option in OPTIONS {
@@ -93,18 +102,11 @@ impl SshStream {
         let stdin = child.stdin.take().ok_or_else(missing)?;
         let stdout = child.stdout.take().ok_or_else(missing)?;
         let stderr = child.stderr.take().ok_or_else(missing)?;
-        let complaint = Complaint::default();
-        tokio::spawn(complaint.clone().listen(stderr));
-        Ok(Self {
+        let stream = Self {
             stream: tokio::io::join(stdout, stdin),
             _child: child,
-            complaint,
-        })
-    }
-
-    /// What ssh complains of, now and later.
-    pub(super) fn complaint(&self) -> Complaint {
-        self.complaint.clone()
+        };
+        Ok((stream, Complaint::listen(stderr)))
     }
 }
 
@@ -133,5 +135,42 @@ impl AsyncWrite for SshStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    fn ended() -> io::Error {
+        io::ErrorKind::UnexpectedEof.into()
+    }
+
+    #[tokio::test]
+    async fn a_complaint_that_comes_after_the_end_of_the_stream_is_heard() {
+        let (mut stderr, heard) = tokio::io::duplex(64);
+        let explained = tokio::spawn(Complaint::listen(heard).explain(ended()));
+        stderr.write_all(b"Warning: known now\n").await.unwrap();
+        tokio::time::sleep(COMPLAINT_WITHIN / 10).await;
+        stderr.write_all(b"Permission denied\r\n").await.unwrap();
+        drop(stderr);
+        let error = explained.await.unwrap();
+        assert_eq!(error.to_string(), "ssh: Permission denied");
+    }
+
+    #[tokio::test]
+    async fn a_complaint_is_not_waited_for_forever() {
+        let (mut stderr, heard) = tokio::io::duplex(64);
+        let complaint = Complaint::listen(heard);
+        stderr.write_all(b"still there\n").await.unwrap();
+        let error = complaint.explain(ended()).await;
+        assert_eq!(error.to_string(), "ssh: still there");
+    }
+
+    #[tokio::test]
+    async fn where_ssh_says_nothing_the_stream_has_the_word() {
+        let error = Complaint::listen(tokio::io::empty()).explain(ended()).await;
+        assert_eq!(error.to_string(), ended().to_string());
     }
 }

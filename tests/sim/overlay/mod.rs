@@ -307,6 +307,7 @@ impl Overlay {
             asked: BTreeMap::new(),
             sync: Sync::new(self.world.now()),
             told_eager: true,
+            told_bindings: Vec::new(),
             is_refresh_planned: false,
             is_publish_planned: false,
             tick_at: None,

@@ -58,8 +58,8 @@ impl Overlay {
         } else {
             running.directory.peers().map(upsert).collect()
         };
-        let bindings = self.member(id).bindings(unix);
-        commands.push(Command::SetBindings { network, bindings });
+        let bindings = self.members[id.0].news_of_stations(unix);
+        commands.extend(bindings.map(|bindings| Command::SetBindings { network, bindings }));
         let host = self.member(id).host;
         self.world.with_node(host, |node, now| {
             for command in commands {
