@@ -6,7 +6,8 @@ use cli::lab::{Host, Lab, Nat, Process, SiteOptions};
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 use tunnel::stun::{
-    LifetimeProbe, MappingLifetime, NatBehaviour, NatRule, PortAssignment, ProbeSocket, StunClient,
+    LifetimeProbe, MappingLifetime, NatBehaviour, NatRule, PortAssignment, PortSampler,
+    ProbeSocket, StunClient,
 };
 
 /// What `farlan status` says of the NAT, once it is known.
@@ -113,8 +114,11 @@ fn coturn(lab: &Lab) -> (Host, Process, SocketAddr) {
     (host, server, at)
 }
 
-/// Runs a client on this socket until its tests are done.
-fn learn(socket: &UdpSocket, server: SocketAddr) -> NatBehaviour {
+/// Runs a client on the first socket until its tests are done; the others are fresh, for samples.
+fn learn(sockets: &[UdpSocket], server: SocketAddr) -> NatBehaviour {
+    let (socket, fresh) = sockets.split_first().unwrap();
+    let (mut fresh, mut sampled) = (fresh.iter(), None);
+    let mut sampler = PortSampler::new(1);
     let address = socket.local_addr().unwrap();
     let mut client = StunClient::new(1, Instant::now());
     client.set_host_candidates(&[address], Instant::now());
@@ -130,6 +134,21 @@ fn learn(socket: &UdpSocket, server: SocketAddr) -> NatBehaviour {
             client.handle_datagram(from, &bytes[..len], Instant::now());
         }
         client.handle_timeout(Instant::now());
+        if client.poll_sample() {
+            sampled = fresh.next();
+            sampler.sample(1, &client.sample_servers(), Instant::now());
+        }
+        let Some(sampled) = sampled else { continue };
+        while let Some((_, to, question)) = sampler.poll_transmit() {
+            sampled.send_to(&question, to).unwrap();
+        }
+        if let Some((len, from)) = receive(sampled, &mut bytes) {
+            sampler.handle_datagram(1, from, &bytes[..len], Instant::now());
+        }
+        sampler.handle_timeout(Instant::now());
+        while let Some((_, seen)) = sampler.poll_sampled() {
+            client.handle_sampled(seen);
+        }
     }
     client.behaviour()
 }
@@ -159,12 +178,12 @@ fn coturn_shows_every_nat_as_it_is() {
     ];
     let sockets = nats.map(|(nat, ..)| {
         let host = host_behind(&lab, nat, &format!("{nat:?}").to_lowercase());
-        host.udp_socket((host.address(), 7000)).unwrap()
+        [7000, 7001, 7002, 7003].map(|port| host.udp_socket((host.address(), port)).unwrap())
     });
     let seen = std::thread::scope(|scope| {
         let learning = sockets
             .each_ref()
-            .map(|socket| scope.spawn(move || learn(socket, at)));
+            .map(|sockets| scope.spawn(move || learn(sockets, at)));
         learning.map(|thread| thread.join().unwrap())
     });
     for ((nat, mapping, filtering, ports), seen) in nats.into_iter().zip(seen) {

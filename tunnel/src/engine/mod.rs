@@ -35,6 +35,7 @@ use peer::{Peer, Settled, YIELD};
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use relays::Relays;
+use sockets::Owner;
 use std::{
     collections::{BTreeMap, VecDeque},
     net::SocketAddr,
@@ -648,10 +649,25 @@ impl Engine {
                 let to = PathAddr::Punched { socket, addr: to };
                 self.ctx.send(to, &bytes);
             } else if let Some((socket, sampled)) = self.sampler.poll_sampled() {
-                if let Some(key) = self.ctx.sockets.owner(socket) {
-                    self.with_peer(key, now, |peer, _, _| {
-                        peer.agent.handle_sampled(socket, sampled, now);
-                    });
+                match self.ctx.sockets.owner(socket) {
+                    Some(Owner::Peer(key)) => {
+                        self.with_peer(key, now, |peer, _, _| {
+                            peer.agent.handle_sampled(socket, sampled, now);
+                        });
+                    }
+                    Some(Owner::Node) => {
+                        self.ctx.sockets.close(socket);
+                        self.stun.handle_sampled(sampled);
+                    }
+                    None => {}
+                }
+            } else if self.stun.poll_sample() {
+                match self.ctx.sockets.open(1, Owner::Node).first() {
+                    Some(&socket) => {
+                        let servers = self.stun.sample_servers();
+                        self.sampler.sample(socket, &servers, now);
+                    }
+                    None => self.stun.handle_sampled(None),
                 }
             } else if let Some(event) = self.stun.poll_event() {
                 if let StunEvent::Behaviour(behaviour) = event {

@@ -8,18 +8,27 @@ use std::collections::{BTreeMap, VecDeque};
 /// not bear two, and some for what was found. A process may have 1024 descriptors where nobody raised that.
 const SOCKETS_MAX: usize = 352;
 
+/// Who has use for a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The node, which learns what its NAT does.
+    Node,
+    /// The paths to a peer.
+    Peer(PeerKey),
+}
+
 /// The extra sockets of a node.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
-    owners: BTreeMap<u16, PeerKey>,
+    owners: BTreeMap<u16, Owner>,
     last: u16,
     changes: VecDeque<SocketChange>,
 }
 
 impl Sockets {
-    /// So many new ones for a peer, or fewer where too many are open. A number that was just closed is not used again
+    /// So many new ones for somebody, or fewer where too many are open. A number that was just closed is not used again
     /// soon: what is still under way with it must find nobody.
-    pub(super) fn open(&mut self, count: usize, owner: PeerKey) -> Vec<u16> {
+    pub(super) fn open(&mut self, count: usize, owner: Owner) -> Vec<u16> {
         let count = count.min(SOCKETS_MAX - self.owners.len());
         let mut opened = Vec::with_capacity(count);
         while opened.len() < count {
@@ -41,7 +50,7 @@ impl Sockets {
     }
 
     /// Whose it is.
-    pub(super) fn owner(&self, socket: u16) -> Option<PeerKey> {
+    pub(super) fn owner(&self, socket: u16) -> Option<Owner> {
         self.owners.get(&socket).copied()
     }
 
@@ -56,7 +65,7 @@ mod tests {
     use super::*;
     use overlay_types::{NetworkId, PeerId};
 
-    const OWNER: PeerKey = (NetworkId([1; 32]), PeerId([2; 32]));
+    const OWNER: Owner = Owner::Peer((NetworkId([1; 32]), PeerId([2; 32])));
 
     #[test]
     fn sockets_are_bounded_and_a_number_is_not_used_again_at_once() {

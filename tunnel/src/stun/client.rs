@@ -2,13 +2,15 @@
 //!
 //! The filtering test must come before anything is sent to the server's other address, or the NAT would let its answers
 //! in for that reason. So: plain question ──▶ "answer from your other socket" ──▶ question to the other socket ──▶ question
-//! to ourselves, at the address where the server saw us, which comes back to us if the NAT hairpins.
+//! to ourselves, at the address where the server saw us, which comes back to us if the NAT hairpins. Where mappings differ
+//! by destination, a fresh socket is then sampled, which shows how ports follow each other. What the NAT does is told when
+//! all but the hairpin is known: peers judge by it what is worth trying.
 
 use super::codec::{
     Change, Reply, Request, Transaction, decode_reply, decode_request, encode_request,
 };
 use super::nat::{Observations, Sighting};
-use super::{NatBehaviour, NatRule, StunEvent};
+use super::{NatBehaviour, NatRule, PortAssignment, Sampled, StunEvent};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::collections::{BTreeMap, VecDeque};
@@ -22,11 +24,14 @@ const SERVERS_MAX: usize = 8;
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
 const TRIES_MAX: u32 = 4;
 
-/// The same for the question whose usual answer is silence, to a server that has just answered another one: 2.1 s in all.
-/// What the NAT does is not told to peers before. Shorter, it would fall together with the first round of probes, whose
-/// mappings hide the step from port to port (the scenarios `symmetric::*foretold` show it).
-const FILTERING_WAIT: Duration = Duration::from_millis(300);
+/// For the question whose usual answer is silence, to a server that has just answered another one: twice as long as that one
+/// took, within these bounds, so that what the NAT does is known 0.7 s to 2.1 s later.
+const FILTERING_WAIT_MIN: Duration = Duration::from_millis(100);
+const FILTERING_WAIT_MAX: Duration = Duration::from_millis(300);
 const FILTERING_TRIES_MAX: u32 = 3;
+
+/// Samples of how ports follow each other, of which one that shows it is enough: answers may be lost.
+const SAMPLES_MAX: u8 = 3;
 
 /// The first server that answered is asked this often at least, which keeps the NAT's mapping and notices a new one.
 const KEEP_EVERY: Duration = Duration::from_secs(25);
@@ -49,9 +54,11 @@ pub struct StunClient {
     /// Where the tested server's other socket saw us.
     other: Option<Sighting>,
     hairpin: Option<bool>,
-    /// Questions asked so far, which tells in which order mappings were made.
-    asked: u64,
+    sampling: Sampling,
+    /// As far as it was told.
     behaviour: NatBehaviour,
+    /// Whether servers see us at different addresses, told or not.
+    is_varied: bool,
     keep_every: Duration,
     transmits: VecDeque<(SocketAddr, Vec<u8>)>,
     events: VecDeque<StunEvent>,
@@ -90,16 +97,28 @@ struct Question {
     aim: Aim,
     tries: u32,
     next_at: Instant,
-    /// When it was first asked, and its place among all questions.
-    asked: (Instant, u64),
+    /// For the first answer; doubled by each try.
+    wait: Duration,
+    asked_at: Instant,
 }
 
-/// Waiting ──first answer──▶ running ──filtering, mapping, hairpin──▶ done ──other network──▶ waiting
+/// Waiting ──first answer──▶ running ──filtering, mapping──▶ told ──hairpin──▶ done ──other network──▶ waiting
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Test {
     Waiting,
     Running,
+    Told,
     Done,
+}
+
+/// Untaken ──mappings differ──▶ wanted ──▶ under way ──▶ taken
+///                                └◀──nothing shown──┘
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sampling {
+    Untaken,
+    Wanted { before: u8 },
+    UnderWay { before: u8 },
+    Taken(PortAssignment),
 }
 
 impl StunClient {
@@ -114,8 +133,9 @@ impl StunClient {
             filtering: NatRule::Unknown,
             other: None,
             hairpin: None,
-            asked: 0,
+            sampling: Sampling::Untaken,
             behaviour: NatBehaviour::default(),
+            is_varied: false,
             keep_every: KEEP_EVERY,
             transmits: VecDeque::new(),
             events: VecDeque::new(),
@@ -161,7 +181,6 @@ impl StunClient {
     /// Learn all anew: the network under us is another one.
     pub fn start_over(&mut self, now: Instant) {
         self.forget_test();
-        self.judge();
         self.refresh(now);
     }
 
@@ -184,7 +203,8 @@ impl StunClient {
         let Some(question) = self.questions.get(&reply.transaction) else {
             return;
         };
-        let (to, aim, asked) = (question.to, question.aim, question.asked);
+        let (to, aim) = (question.to, question.aim);
+        let rtt = (question.tries == 1).then(|| now.saturating_duration_since(question.asked_at));
         let is_expected =
             from == to || matches!(aim, Aim::Filtering { from: wanted, .. } if wanted == from);
         if !is_expected {
@@ -192,7 +212,7 @@ impl StunClient {
         }
         self.questions.remove(&reply.transaction);
         match aim {
-            Aim::Plain => self.handle_plain(to, &reply, asked, now),
+            Aim::Plain => self.handle_plain(to, &reply, rtt, now),
             Aim::Filtering {
                 from: wanted,
                 other,
@@ -207,13 +227,12 @@ impl StunClient {
                     // Another address is not let in; whether another port is, this server cannot show.
                     NatRule::AddressAndPortDependent
                 };
-                self.ask(other, Aim::Mapping { main: to }, now);
+                self.ask(other, Aim::Mapping { main: to }, ANSWER_WAIT, now);
             }
             Aim::Mapping { main } => {
                 self.other = reply.mapped.map(|reflexive| Sighting {
                     server: to,
                     reflexive,
-                    asked,
                 });
                 self.ask_ourselves(main, now);
             }
@@ -238,6 +257,37 @@ impl StunClient {
         }
     }
 
+    /// Whether a fresh socket is to be opened and sampled; to be answered with [`Self::handle_sampled`].
+    pub fn poll_sample(&mut self) -> bool {
+        match self.sampling {
+            Sampling::Wanted { before } => {
+                self.sampling = Sampling::UnderWay { before };
+                true
+            }
+            Sampling::Untaken | Sampling::UnderWay { .. } | Sampling::Taken(_) => false,
+        }
+    }
+
+    /// What servers saw of a fresh socket; `None` when there was none, or no answer.
+    pub fn handle_sampled(&mut self, sampled: Option<Sampled>) {
+        let Sampling::UnderWay { before } = self.sampling else {
+            return;
+        };
+        let ports = match sampled {
+            Some(Sampled {
+                step: Some(step), ..
+            }) => PortAssignment::Contiguous { step },
+            _ if before + 1 < SAMPLES_MAX => {
+                self.sampling = Sampling::Wanted { before: before + 1 };
+                return;
+            }
+            Some(_) => PortAssignment::Random,
+            None => PortAssignment::Unknown,
+        };
+        self.sampling = Sampling::Taken(ports);
+        self.judge();
+    }
+
     /// The last of the tests, if the server sees us at an address that is not our own.
     fn ask_ourselves(&mut self, main: SocketAddr, now: Instant) {
         let outside = self
@@ -247,7 +297,10 @@ impl StunClient {
             .and_then(Server::reflexive)
             .filter(|outside| !self.host.contains(outside));
         match outside {
-            Some(outside) => self.ask(outside, Aim::Hairpin, now),
+            Some(outside) => {
+                self.test = Test::Told;
+                self.ask(outside, Aim::Hairpin, ANSWER_WAIT, now);
+            }
             None => self.test = Test::Done,
         }
     }
@@ -263,7 +316,7 @@ impl StunClient {
             if self.servers[at].next_at <= now {
                 self.servers[at].next_at = now + RETRY_EVERY; // an answer sets it anew
                 if !is_asked {
-                    self.ask(addr, Aim::Plain, now);
+                    self.ask(addr, Aim::Plain, ANSWER_WAIT, now);
                 }
             }
         }
@@ -275,12 +328,12 @@ impl StunClient {
             .collect();
         for transaction in due {
             let question = self.questions.get_mut(&transaction).expect("listed above");
-            let (tries_max, wait) = match question.aim {
-                Aim::Filtering { .. } => (FILTERING_TRIES_MAX, FILTERING_WAIT),
-                Aim::Plain | Aim::Mapping { .. } | Aim::Hairpin => (TRIES_MAX, ANSWER_WAIT),
+            let tries_max = match question.aim {
+                Aim::Filtering { .. } => FILTERING_TRIES_MAX,
+                Aim::Plain | Aim::Mapping { .. } | Aim::Hairpin => TRIES_MAX,
             };
             if question.tries < tries_max {
-                question.next_at = now + wait * (1 << question.tries);
+                question.next_at = now + question.wait * (1 << question.tries);
                 question.tries += 1;
                 let bytes = encode_request(transaction, change_of(question));
                 self.transmits.push_back((question.to, bytes));
@@ -316,11 +369,13 @@ impl StunClient {
     /// The addresses at which servers see us and peers may reach us, host candidates excepted. Where every server sees
     /// another one, peers will too; then only the one that is kept alive is told, for the others change all the time.
     pub fn reflexive(&self) -> Vec<SocketAddr> {
-        let is_varied = self.behaviour.mapping.is_dependent();
         let mut seen: Vec<SocketAddr> = Vec::new();
         for addr in self.servers.iter().filter_map(Server::reflexive) {
             let has_its_like = seen.iter().any(|a| a.is_ipv4() == addr.is_ipv4());
-            if !(self.host.contains(&addr) || seen.contains(&addr) || is_varied && has_its_like) {
+            if !(self.host.contains(&addr)
+                || seen.contains(&addr)
+                || self.is_varied && has_its_like)
+            {
                 seen.push(addr);
             }
         }
@@ -346,9 +401,8 @@ impl StunClient {
         self.behaviour
     }
 
-    fn ask(&mut self, to: SocketAddr, aim: Aim, now: Instant) {
+    fn ask(&mut self, to: SocketAddr, aim: Aim, wait: Duration, now: Instant) {
         let transaction: Transaction = self.rng.random();
-        self.asked += 1;
         self.questions.insert(
             transaction,
             Question {
@@ -356,12 +410,13 @@ impl StunClient {
                 aim,
                 tries: 0,
                 next_at: now,
-                asked: (now, self.asked),
+                wait,
+                asked_at: now,
             },
         );
     }
 
-    fn handle_plain(&mut self, to: SocketAddr, reply: &Reply, asked: (Instant, u64), now: Instant) {
+    fn handle_plain(&mut self, to: SocketAddr, reply: &Reply, rtt: Option<Duration>, now: Instant) {
         let is_keeper = self
             .servers
             .iter()
@@ -388,7 +443,6 @@ impl StunClient {
             server.seen = Some(Sighting {
                 server: to,
                 reflexive: mapped,
-                asked,
             });
             let is_news = self
                 .servers
@@ -419,7 +473,10 @@ impl StunClient {
         let other = server.and_then(|server| server.other);
         if let Some(other) = other.filter(|_| is_due) {
             self.test = Test::Running;
-            self.ask(to, Aim::Filtering { from: other, other }, now);
+            let wait = rtt.map_or(FILTERING_WAIT_MAX, |rtt| {
+                (2 * rtt).clamp(FILTERING_WAIT_MIN, FILTERING_WAIT_MAX)
+            });
+            self.ask(to, Aim::Filtering { from: other, other }, wait, now);
         }
     }
 
@@ -436,11 +493,17 @@ impl StunClient {
             Aim::Filtering { from, other } if from.ip() != question.to.ip() => {
                 // Not from another address; perhaps from another port of this one.
                 let from = SocketAddr::new(question.to.ip(), other.port());
-                self.ask(question.to, Aim::Filtering { from, other }, now);
+                self.ask(
+                    question.to,
+                    Aim::Filtering { from, other },
+                    question.wait,
+                    now,
+                );
             }
             Aim::Filtering { other, .. } => {
                 self.filtering = NatRule::AddressAndPortDependent;
-                self.ask(other, Aim::Mapping { main: question.to }, now);
+                let main = question.to;
+                self.ask(other, Aim::Mapping { main }, ANSWER_WAIT, now);
             }
             Aim::Mapping { main } => self.ask_ourselves(main, now),
             Aim::Hairpin => (self.hairpin, self.test) = (Some(false), Test::Done),
@@ -448,9 +511,21 @@ impl StunClient {
         self.judge();
     }
 
-    /// Puts together what the answers say.
+    /// Puts together what the answers say, and tells it once they say enough.
     fn judge(&mut self) {
         let behaviour = self.behaviour_now();
+        self.is_varied = behaviour.mapping.is_dependent();
+        if self.test == Test::Running {
+            return;
+        }
+        match self.sampling {
+            Sampling::Untaken if self.is_varied => {
+                self.sampling = Sampling::Wanted { before: 0 };
+                return;
+            }
+            Sampling::Wanted { .. } | Sampling::UnderWay { .. } => return,
+            Sampling::Untaken | Sampling::Taken(_) => {}
+        }
         if behaviour != self.behaviour {
             self.behaviour = behaviour;
             self.push_event(StunEvent::Behaviour(behaviour));
@@ -474,6 +549,12 @@ impl StunClient {
             servers: &servers,
             other: self.other,
             filtering: self.filtering,
+            ports: match self.sampling {
+                Sampling::Taken(ports) => ports,
+                Sampling::Untaken | Sampling::Wanted { .. } | Sampling::UnderWay { .. } => {
+                    PortAssignment::Unknown
+                }
+            },
             hairpin: self.hairpin,
         }
         .judge()
@@ -483,6 +564,7 @@ impl StunClient {
         self.test = Test::Waiting;
         self.filtering = NatRule::Unknown;
         (self.other, self.hairpin) = (None, None);
+        self.sampling = Sampling::Untaken;
         self.questions.retain(|_, q| q.aim == Aim::Plain);
     }
 

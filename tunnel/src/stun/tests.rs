@@ -2,7 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 const INSIDE: &str = "10.0.0.2:7000";
@@ -28,6 +28,9 @@ struct World {
     sent: usize,
     first_port: u16,
     step: u16,
+    /// Ports that others took between the mappings of each sample; no more samples are answered.
+    others: VecDeque<u16>,
+    samples: usize,
     hairpins: bool,
     /// Whether servers have both ports at both addresses, as RFC 5780 wants it.
     has_four_sockets: bool,
@@ -51,6 +54,8 @@ impl World {
             sent: 0,
             first_port: 40_000,
             step: 1,
+            others: [0; 9].into(),
+            samples: 0,
             hairpins: false,
             has_four_sockets: false,
             other_of_a: A_OTHER,
@@ -76,7 +81,24 @@ impl World {
         }
     }
 
+    /// What servers see of a fresh socket: two more mappings of this NAT, of which others may have had some between.
+    fn sample(&mut self) -> Option<Sampled> {
+        let others = self.others.pop_front()?;
+        let before = self.first_port + self.step * self.ports.len() as u16;
+        let port = before + self.step * (1 + others);
+        let step = i16::try_from(port - before).ok();
+        Some(Sampled {
+            last: ([203, 0, 113, 1], port).into(),
+            step: step.filter(|step| u32::from(step.unsigned_abs()) <= STEP_MAX),
+        })
+    }
+
     fn flush(&mut self) {
+        while self.client.poll_sample() {
+            self.samples += 1;
+            let sampled = self.sample();
+            self.client.handle_sampled(sampled);
+        }
         while let Some((to, bytes)) = self.client.poll_transmit() {
             self.sent += 1;
             self.sent_to.push(to);
@@ -210,6 +232,48 @@ fn it_is_told_how_ports_are_chosen() {
             told,
             "{mapping:?} {first_port} {step}"
         );
+    }
+}
+
+#[test]
+fn samples_are_taken_until_one_shows_how_ports_follow_or_three_did_not() {
+    use NatRule::AddressAndPortDependent as Apd;
+    use PortAssignment::{Contiguous, Random, Unknown};
+    let step = Contiguous { step: 1 };
+    for (others, samples, told) in [
+        (&[0][..], 1, step),
+        (&[500, 0], 2, step),
+        (&[500, 500, 500, 0], 3, Random),
+        (&[500], 3, Unknown),
+    ] {
+        let mut world = World::new(Apd, Apd);
+        world.others = others.iter().copied().collect();
+        let world = world.learn(&[A]);
+        let seen = (world.samples, world.client.behaviour().ports);
+        assert_eq!(seen, (samples, told), "{others:?}");
+    }
+    assert_eq!(
+        World::new(NatRule::EndpointIndependent, Apd)
+            .learn(&[A])
+            .samples,
+        0
+    );
+}
+
+#[test]
+fn what_the_nat_does_is_told_once_and_soon_after_the_first_answer() {
+    use NatRule::AddressAndPortDependent as Apd;
+    for mapping in [NatRule::EndpointIndependent, Apd] {
+        let mut world = World::new(mapping, Apd);
+        world.client.set_servers(&[addr(A), addr(B)], world.now);
+        let mut told = Vec::new();
+        for _ in 0..8 {
+            world.run(Duration::from_millis(100));
+            while let Some(event) = world.client.poll_event() {
+                told.extend(matches!(event, StunEvent::Behaviour(_)).then_some(world.now));
+            }
+        }
+        assert_eq!(told.len(), 1, "{mapping:?}");
     }
 }
 

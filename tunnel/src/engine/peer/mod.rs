@@ -15,6 +15,7 @@ use super::{
     message::{DownReason, Event, PeerStats},
     network::Local,
     relays::{Given, MemberView},
+    sockets::Owner,
 };
 use crate::{
     path::{ControlMessage, PathAgent, PathEvent, PathTransmit, SocketWish},
@@ -435,7 +436,7 @@ impl Peer {
             } else if let Some(wish) = self.agent.poll_wish() {
                 match wish {
                     SocketWish::Open(count) => {
-                        let sockets = ctx.sockets.open(count, self.key);
+                        let sockets = ctx.sockets.open(count, Owner::Peer(self.key));
                         self.agent.handle_sockets(&sockets, now);
                     }
                     SocketWish::Sample(socket) => settled.samples.push(socket),
