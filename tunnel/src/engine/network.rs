@@ -108,9 +108,6 @@ impl Network {
     /// Keeps a question; true when the node should be asked for its address.
     pub(super) fn ask(&mut self, ip: IpAddr, port: PortId, frame: Vec<u8>, now: Instant) -> bool {
         self.absent.retain(|_, until| *until > now);
-        if self.absent.contains_key(&ip) {
-            return false;
-        }
         self.questions
             .retain(|q| now.saturating_duration_since(q.at) < QUESTION_LIFE);
         let was_asked = self
@@ -134,7 +131,7 @@ impl Network {
             frame,
             at: now,
         });
-        !was_asked
+        !was_asked && !self.absent.contains_key(&ip)
     }
 
     /// Takes the questions whose address is bound by now.
@@ -147,9 +144,9 @@ impl Network {
         ready.into()
     }
 
-    /// Nobody has this address; the node is not asked for it for a while.
+    /// Nobody is known to have this address; the node is not asked for it for a while. Whoever asked still gets an answer if
+    /// the holder's word comes in time: the system behind a port asks again only after a second.
     pub(super) fn note_absent(&mut self, ip: IpAddr, now: Instant) {
-        self.questions.retain(|q| q.ip != ip);
         if self.absent.len() < ABSENT_MAX {
             self.absent.insert(ip, now + ABSENT_FOR);
         }

@@ -65,6 +65,12 @@ fn arp_is_answered_from_bindings_without_a_datagram() {
 
 #[test]
 fn an_unbound_address_is_looked_up_and_the_question_answered_late() {
+    for is_absent_at_first in [false, true] {
+        an_unbound_address_is_answered_late(is_absent_at_first);
+    }
+}
+
+fn an_unbound_address_is_answered_late(is_absent_at_first: bool) {
     let mut world = World::met(2, 15);
     let (unknown, at) = (Ipv4Addr::new(10, 77, 0, 99), MacAddr([2, 0, 0, 0, 9, 9]));
     for _ in 0..5 {
@@ -83,6 +89,10 @@ fn an_unbound_address_is_looked_up_and_the_question_answered_late() {
             .count(),
         1
     );
+    if is_absent_at_first {
+        let ip = unknown.into();
+        world.command(0, Command::NoSuchAddress { network: NET, ip });
+    }
     let mine = Binding {
         ip: ip(0).into(),
         mac: mac(0),
