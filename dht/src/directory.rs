@@ -312,10 +312,13 @@ impl Directory {
 
     /// The newest records of all other members.
     pub fn peers(&self) -> impl Iterator<Item = &Arc<Verified<NodeRecord>>> {
-        self.members
-            .values()
-            .filter_map(|member| member.record.as_ref())
-            .filter(|record| record.peer != self.me)
+        self.records().filter(|record| record.peer != self.me)
+    }
+
+    /// The newest records of all members.
+    fn records(&self) -> impl Iterator<Item = &Arc<Verified<NodeRecord>>> {
+        let members = self.members.values();
+        members.filter_map(|member| member.record.as_ref())
     }
 
     /// The records of other members that came since the last call, as far as they are still there.
@@ -414,11 +417,8 @@ impl Directory {
             mac: claim.mac,
             location: Location::Peer(claim.record.peer),
         });
-        let records = self
-            .members
-            .values()
-            .filter_map(|member| member.record.as_ref());
-        let ends = records
+        let ends = self
+            .records()
             .flat_map(|record| record.leases.iter().map(|cert| cert.usable_until()))
             .filter(|end| unix < *end);
         Stations {
@@ -469,11 +469,7 @@ impl Directory {
 
     /// Everything that the records claim and their certificates bear out.
     fn claims(&self, unix: u64) -> impl Iterator<Item = Claim<'_>> {
-        let records = self
-            .members
-            .values()
-            .filter_map(|member| member.record.as_ref());
-        records.flat_map(move |record| {
+        self.records().flat_map(move |record| {
             let peer = record.peer;
             let own6 = Claim {
                 ip: peer.address6(self.network.id()).into(),

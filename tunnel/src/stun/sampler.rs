@@ -1,5 +1,5 @@
 //! Where a NAT stands in giving out ports: asked from a fresh socket, whose mappings are the NAT's newest. What is foretold
-//! from it is [`crate::path`]'s.
+//! from it is [`crate::path`]'s; what it says of the NAT, [`super::StunClient`]'s.
 
 use super::codec::{Change, Transaction, decode_reply, encode_request};
 use super::nat::STEP_MAX;
