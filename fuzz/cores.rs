@@ -309,8 +309,12 @@ fn serve_sockets(agent: &mut PathAgent, last: &mut u16, now: Instant) -> usize {
             }
             SocketWish::Sample(socket) => {
                 let last = ([203, 0, 113, 1], 40_000).into();
-                let step = Some(1);
-                agent.handle_sampled(socket, Some(Sampled { last, step }), now);
+                let sampled = Sampled {
+                    last,
+                    step: Some(1),
+                    are_compared: true,
+                };
+                agent.handle_sampled(socket, Some(sampled), now);
             }
             SocketWish::Close(_) => {}
         }

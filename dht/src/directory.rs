@@ -78,7 +78,7 @@ struct Stations {
     bindings: Vec<Binding>,
     /// The Unix seconds in which the same leases are usable.
     holds: Range<u64>,
-    /// Whether some address is claimed twice: then a newer record may win though it claims what it did before.
+    /// Whether two nodes claim an address: then a newer record may win though it claims what it did before.
     are_contested: bool,
 }
 
@@ -148,12 +148,6 @@ impl Directory {
     /// The network.
     pub const fn network(&self) -> &Network {
         &self.network
-    }
-
-    /// To apply newer documents.
-    pub fn network_mut(&mut self) -> &mut Network {
-        self.stations = None;
-        &mut self.network
     }
 
     /// Takes a membership certificate. `Ok(true)` when it is news.
@@ -402,7 +396,7 @@ impl Directory {
                     free.insert(claim);
                 }
                 Entry::Occupied(mut held) => {
-                    are_contested = true;
+                    are_contested |= claim.record.peer != held.get().record.peer;
                     if claim.strength() > held.get().strength() {
                         held.insert(claim);
                     }

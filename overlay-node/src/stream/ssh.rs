@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, BufReader, Join, ReadBuf},
+    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, BufReader, Join, ReadBuf},
     process::{Child, ChildStdin, ChildStdout, Command},
     sync::watch,
     time::timeout,
@@ -26,8 +26,8 @@ const OPTIONS: [&str; 6] = [
     "ControlMaster=no",
     "ControlPath=none",
 ];
-/// Longer lines of its complaints are cut.
-const COMPLAINT_BYTES_MAX: usize = 300;
+/// Longer lines of its complaints are cut to pieces.
+const COMPLAINT_BYTES_MAX: u64 = 300;
 /// How long after its stream ended ssh may take to say why: the two come by different pipes. A jump host's ssh may hold the
 /// second one open.
 const COMPLAINT_WITHIN: Duration = Duration::from_millis(500);
@@ -47,13 +47,18 @@ impl Complaint {
     fn listen(stderr: impl AsyncRead + Send + Unpin + 'static) -> Self {
         let (last, complaint) = watch::channel(String::new());
         tokio::spawn(async move {
-            let mut lines = BufReader::new(stderr).split(b'\n');
-            while let Ok(Some(line)) = lines.next_segment().await {
+            let (mut stderr, mut line) = (BufReader::new(stderr), Vec::new());
+            loop {
+                line.clear();
+                let mut piece = (&mut stderr).take(COMPLAINT_BYTES_MAX);
+                if !matches!(piece.read_until(b'\n', &mut line).await, Ok(1..)) {
+                    return;
+                }
                 let line = String::from_utf8_lossy(&line);
                 let line = line.trim();
                 debug!(line, "ssh says");
                 if !line.is_empty() {
-                    last.send_replace(line.chars().take(COMPLAINT_BYTES_MAX).collect());
+                    last.send_replace(line.to_owned());
                 }
             }
         });
@@ -166,6 +171,14 @@ mod tests {
         stderr.write_all(b"still there\n").await.unwrap();
         let error = complaint.explain(ended()).await;
         assert_eq!(error.to_string(), "ssh: still there");
+    }
+
+    #[tokio::test]
+    async fn a_line_without_an_end_is_heard_in_pieces() {
+        let endless = tokio::io::repeat(b'x').take(10 * COMPLAINT_BYTES_MAX);
+        let error = Complaint::listen(endless).explain(ended()).await;
+        let piece = "x".repeat(COMPLAINT_BYTES_MAX as usize);
+        assert_eq!(error.to_string(), format!("ssh: {piece}"));
     }
 
     #[tokio::test]

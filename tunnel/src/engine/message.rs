@@ -98,7 +98,7 @@ pub enum Command {
         /// All of them.
         bindings: Vec<Binding>,
     },
-    /// The answer to [`Event::AddressWanted`]: nobody has it. Frames that waited for it are dropped.
+    /// The answer to [`Event::AddressWanted`]: nobody is known to have it. It is not asked for again for a while.
     NoSuchAddress {
         /// In which network.
         network: NetworkId,

@@ -17,12 +17,12 @@ use zeroize::Zeroizing;
 const QUESTIONS_MAX: usize = 64;
 /// How long a question waits; its asker repeats it sooner.
 const QUESTION_LIFE: Duration = Duration::from_secs(5);
-/// How often the node is asked for the same address.
+/// How often the node is asked for the same address, or told of the same stranger.
 const ASK_EVERY: Duration = Duration::from_secs(1);
-/// Addresses known to be nobody's, and for how long.
-const ABSENT_MAX: usize = 256;
-/// See [`ABSENT_MAX`].
+/// For how long it is not asked for an address that it knows to be nobody's.
 const ABSENT_FOR: Duration = Duration::from_secs(5);
+/// Addresses that it is not asked for yet; one more takes the place of the one whose time comes first.
+const NOT_BEFORE_MAX: usize = 256;
 /// First messages by unknown keys that wait for the node to know them.
 const STRANGERS_MAX: usize = 16;
 /// How long they wait; their sender repeats them sooner.
@@ -71,7 +71,8 @@ pub(super) struct Network {
     pub(super) bindings: BTreeMap<IpAddr, (MacAddr, Location)>,
     pub(super) stations: MacTable,
     questions: VecDeque<Question>,
-    absent: BTreeMap<IpAddr, Instant>,
+    /// When the node may be asked again for an address that nothing is bound to.
+    not_before: BTreeMap<IpAddr, Instant>,
     strangers: VecDeque<Stranger>,
 }
 
@@ -85,7 +86,7 @@ impl Network {
             bindings: BTreeMap::new(),
             stations: MacTable::default(),
             questions: VecDeque::new(),
-            absent: BTreeMap::new(),
+            not_before: BTreeMap::new(),
             strangers: VecDeque::new(),
         }
     }
@@ -101,27 +102,18 @@ impl Network {
         for binding in bindings {
             self.stations.forget(binding.mac);
         }
-        self.absent.retain(|ip, _| !self.bindings.contains_key(ip));
+        self.not_before
+            .retain(|ip, _| !self.bindings.contains_key(ip));
         true
     }
 
     /// Keeps a question; true when the node should be asked for its address.
     pub(super) fn ask(&mut self, ip: IpAddr, port: PortId, frame: Vec<u8>, now: Instant) -> bool {
-        self.absent.retain(|_, until| *until > now);
-        self.questions
-            .retain(|q| now.saturating_duration_since(q.at) < QUESTION_LIFE);
-        let was_asked = self
-            .questions
-            .iter()
-            .any(|q| q.ip == ip && now.saturating_duration_since(q.at) < ASK_EVERY);
-        if was_asked
-            && self
-                .questions
-                .iter()
-                .any(|q| q.ip == ip && q.port == port && q.frame == frame)
-        {
-            return false; // the same one once more
-        }
+        let at = now;
+        self.questions.retain(|q| {
+            let is_same = q.ip == ip && q.port == port && q.frame == frame;
+            !is_same && now.saturating_duration_since(q.at) < QUESTION_LIFE
+        });
         if self.questions.len() == QUESTIONS_MAX {
             self.questions.pop_front();
         }
@@ -129,9 +121,13 @@ impl Network {
             ip,
             port,
             frame,
-            at: now,
+            at,
         });
-        !was_asked && !self.absent.contains_key(&ip)
+        let is_due = self.not_before.get(&ip).is_none_or(|&until| until <= now);
+        if is_due {
+            self.ask_not_before(ip, now + ASK_EVERY, now);
+        }
+        is_due
     }
 
     /// Takes the questions whose address is bound by now.
@@ -147,9 +143,17 @@ impl Network {
     /// Nobody is known to have this address; the node is not asked for it for a while. Whoever asked still gets an answer if
     /// the holder's word comes in time: the system behind a port asks again only after a second.
     pub(super) fn note_absent(&mut self, ip: IpAddr, now: Instant) {
-        if self.absent.len() < ABSENT_MAX {
-            self.absent.insert(ip, now + ABSENT_FOR);
+        self.ask_not_before(ip, now + ABSENT_FOR, now);
+    }
+
+    fn ask_not_before(&mut self, ip: IpAddr, until: Instant, now: Instant) {
+        self.not_before.retain(|_, until| *until > now);
+        if self.not_before.len() == NOT_BEFORE_MAX && !self.not_before.contains_key(&ip) {
+            let soonest = self.not_before.iter().min_by_key(|(_, until)| **until);
+            let soonest = soonest.map(|(ip, _)| *ip);
+            soonest.map(|ip| self.not_before.remove(&ip));
         }
+        self.not_before.insert(ip, until);
     }
 
     /// Keeps a first message of an unknown key; true when the node should hear of the key.

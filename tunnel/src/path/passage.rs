@@ -132,7 +132,7 @@ impl Filter {
         match nat.filtering {
             NatRule::None | NatRule::EndpointIndependent => Self::Open,
             NatRule::AddressDependent => Self::Address,
-            // The test for it takes a few seconds, and most are strict.
+            // Not every server can show it, and most are strict.
             NatRule::AddressAndPortDependent | NatRule::Unknown => Self::Strict,
         }
     }

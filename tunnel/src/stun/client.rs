@@ -24,13 +24,13 @@ const SERVERS_MAX: usize = 8;
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
 const TRIES_MAX: u32 = 4;
 
-/// For the question whose usual answer is silence, to a server that has just answered another one: twice as long as that one
-/// took, within these bounds, so that what the NAT does is known 0.7 s to 2.1 s later.
-const FILTERING_WAIT_MIN: Duration = Duration::from_millis(100);
-const FILTERING_WAIT_MAX: Duration = Duration::from_millis(300);
+/// For the questions of the test, to a server that has just answered another one: twice as long as that one took, within
+/// these bounds. The usual answer of the first is silence, so that what the NAT does is known 0.7 s to 2.1 s later.
+const TEST_WAIT_MIN: Duration = Duration::from_millis(100);
+const TEST_WAIT_MAX: Duration = Duration::from_millis(300);
 const FILTERING_TRIES_MAX: u32 = 3;
 
-/// Samples of how ports follow each other, of which one that shows it is enough: answers may be lost.
+/// Samples of how ports follow each other, of which one that shows it is enough: other hosts may take some between.
 const SAMPLES_MAX: u8 = 3;
 
 /// The first server that answered is asked this often at least, which keeps the NAT's mapping and notices a new one.
@@ -112,12 +112,20 @@ enum Test {
 }
 
 /// Untaken ──mappings differ──▶ wanted ──▶ under way ──▶ taken
-///                                └◀──nothing shown──┘
+///    ▲                           └◀──ports are far apart──┘
+///    └──another network, or nothing was shown and a server answers again
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sampling {
     Untaken,
-    Wanted { before: u8 },
-    UnderWay { before: u8 },
+    /// After so many that showed ports far apart.
+    Wanted {
+        before: u8,
+    },
+    UnderWay {
+        before: u8,
+    },
+    /// Under way in a network that we have left: what it shows is of no use.
+    Stale,
     Taken(PortAssignment),
 }
 
@@ -178,9 +186,14 @@ impl StunClient {
         }
     }
 
-    /// Learn all anew: the network under us is another one.
+    /// Learn all anew: the network under us is another one. Until that is done, what was known is likelier than nothing, but
+    /// for whom the NAT lets in.
     pub fn start_over(&mut self, now: Instant) {
         self.forget_test();
+        self.tell(NatBehaviour {
+            filtering: NatRule::Unknown,
+            ..self.behaviour
+        });
         self.refresh(now);
     }
 
@@ -203,7 +216,7 @@ impl StunClient {
         let Some(question) = self.questions.get(&reply.transaction) else {
             return;
         };
-        let (to, aim) = (question.to, question.aim);
+        let (to, aim, wait) = (question.to, question.aim, question.wait);
         let rtt = (question.tries == 1).then(|| now.saturating_duration_since(question.asked_at));
         let is_expected =
             from == to || matches!(aim, Aim::Filtering { from: wanted, .. } if wanted == from);
@@ -227,7 +240,7 @@ impl StunClient {
                     // Another address is not let in; whether another port is, this server cannot show.
                     NatRule::AddressAndPortDependent
                 };
-                self.ask(other, Aim::Mapping { main: to }, ANSWER_WAIT, now);
+                self.ask(other, Aim::Mapping { main: to }, wait, now);
             }
             Aim::Mapping { main } => {
                 self.other = reply.mapped.map(|reflexive| Sighting {
@@ -264,27 +277,27 @@ impl StunClient {
                 self.sampling = Sampling::UnderWay { before };
                 true
             }
-            Sampling::Untaken | Sampling::UnderWay { .. } | Sampling::Taken(_) => false,
+            _ => false,
         }
     }
 
     /// What servers saw of a fresh socket; `None` when there was none, or no answer.
     pub fn handle_sampled(&mut self, sampled: Option<Sampled>) {
-        let Sampling::UnderWay { before } = self.sampling else {
-            return;
-        };
-        let ports = match sampled {
-            Some(Sampled {
-                step: Some(step), ..
-            }) => PortAssignment::Contiguous { step },
-            _ if before + 1 < SAMPLES_MAX => {
-                self.sampling = Sampling::Wanted { before: before + 1 };
-                return;
+        let before = match self.sampling {
+            Sampling::UnderWay { before } => before + 1,
+            Sampling::Stale => {
+                self.sampling = Sampling::Untaken;
+                return self.judge();
             }
-            Some(_) => PortAssignment::Random,
-            None => PortAssignment::Unknown,
+            _ => return,
         };
-        self.sampling = Sampling::Taken(ports);
+        let is_compared = sampled.is_some_and(|sampled| sampled.are_compared);
+        self.sampling = match sampled.and_then(|sampled| sampled.step) {
+            Some(step) => Sampling::Taken(PortAssignment::Contiguous { step }),
+            None if !is_compared => Sampling::Taken(PortAssignment::Unknown),
+            None if before < SAMPLES_MAX => Sampling::Wanted { before },
+            None => Sampling::Taken(PortAssignment::Random),
+        };
         self.judge();
     }
 
@@ -425,6 +438,9 @@ impl StunClient {
         let Some(server) = self.servers.iter_mut().find(|s| s.addr == to) else {
             return;
         };
+        if self.sampling == Sampling::Taken(PortAssignment::Unknown) {
+            self.sampling = Sampling::Untaken; // it may go better now
+        }
         server.next_at = now
             + if is_keeper {
                 self.keep_every
@@ -473,8 +489,8 @@ impl StunClient {
         let other = server.and_then(|server| server.other);
         if let Some(other) = other.filter(|_| is_due) {
             self.test = Test::Running;
-            let wait = rtt.map_or(FILTERING_WAIT_MAX, |rtt| {
-                (2 * rtt).clamp(FILTERING_WAIT_MIN, FILTERING_WAIT_MAX)
+            let wait = rtt.map_or(TEST_WAIT_MAX, |rtt| {
+                (2 * rtt).clamp(TEST_WAIT_MIN, TEST_WAIT_MAX)
             });
             self.ask(to, Aim::Filtering { from: other, other }, wait, now);
         }
@@ -503,7 +519,7 @@ impl StunClient {
             Aim::Filtering { other, .. } => {
                 self.filtering = NatRule::AddressAndPortDependent;
                 let main = question.to;
-                self.ask(other, Aim::Mapping { main }, ANSWER_WAIT, now);
+                self.ask(other, Aim::Mapping { main }, question.wait, now);
             }
             Aim::Mapping { main } => self.ask_ourselves(main, now),
             Aim::Hairpin => (self.hairpin, self.test) = (Some(false), Test::Done),
@@ -515,17 +531,21 @@ impl StunClient {
     fn judge(&mut self) {
         let behaviour = self.behaviour_now();
         self.is_varied = behaviour.mapping.is_dependent();
-        if self.test == Test::Running {
+        // Whoever has not answered may still begin the test, or have gone with the network that it saw us in.
+        let is_asked = self.questions.values().any(|q| q.aim == Aim::Plain);
+        if self.test == Test::Running || self.test == Test::Waiting && is_asked {
             return;
         }
         match self.sampling {
             Sampling::Untaken if self.is_varied => {
                 self.sampling = Sampling::Wanted { before: 0 };
-                return;
             }
-            Sampling::Wanted { .. } | Sampling::UnderWay { .. } => return,
-            Sampling::Untaken | Sampling::Taken(_) => {}
+            Sampling::Wanted { .. } | Sampling::UnderWay { .. } | Sampling::Stale => {}
+            Sampling::Untaken | Sampling::Taken(_) => self.tell(behaviour),
         }
+    }
+
+    fn tell(&mut self, behaviour: NatBehaviour) {
         if behaviour != self.behaviour {
             self.behaviour = behaviour;
             self.push_event(StunEvent::Behaviour(behaviour));
@@ -551,9 +571,7 @@ impl StunClient {
             filtering: self.filtering,
             ports: match self.sampling {
                 Sampling::Taken(ports) => ports,
-                Sampling::Untaken | Sampling::Wanted { .. } | Sampling::UnderWay { .. } => {
-                    PortAssignment::Unknown
-                }
+                _ => PortAssignment::Unknown,
             },
             hairpin: self.hairpin,
         }
@@ -564,7 +582,10 @@ impl StunClient {
         self.test = Test::Waiting;
         self.filtering = NatRule::Unknown;
         (self.other, self.hairpin) = (None, None);
-        self.sampling = Sampling::Untaken;
+        self.sampling = match self.sampling {
+            Sampling::UnderWay { .. } | Sampling::Stale => Sampling::Stale,
+            _ => Sampling::Untaken,
+        };
         self.questions.retain(|_, q| q.aim == Aim::Plain);
     }
 

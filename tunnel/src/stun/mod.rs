@@ -13,8 +13,8 @@ mod tests;
 
 pub use client::StunClient;
 pub use lifetime::{LifetimeProbe, MappingLifetime, ProbeSocket};
-pub(crate) use nat::STEP_MAX;
 pub use overlay_types::{NatBehaviour, NatRule, PortAssignment};
+pub(crate) use sampler::STEP_MAX;
 pub use sampler::{PortSampler, Sampled};
 pub use server::{StunAnswer, server_answer};
 

@@ -3,9 +3,6 @@
 use overlay_types::{NatBehaviour, NatRule, PortAssignment};
 use std::net::SocketAddr;
 
-/// The largest distance between ports that were handed out one after the other. Other hosts' connections may lie between.
-pub(crate) const STEP_MAX: u32 = 16;
-
 /// Where somebody saw us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sighting {

@@ -2,12 +2,14 @@
 //! from it is [`crate::path`]'s; what it says of the NAT, [`super::StunClient`]'s.
 
 use super::codec::{Change, Transaction, decode_reply, encode_request};
-use super::nat::STEP_MAX;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+
+/// The largest distance between ports that were handed out one after the other. Other hosts' connections may lie between.
+pub(crate) const STEP_MAX: u32 = 16;
 
 /// Servers asked from one socket. The distance of their answers tells the step, the last of them the place; each takes a
 /// port of the NAT.
@@ -28,6 +30,8 @@ pub struct Sampled {
     /// The smallest distance between two that followed each other; `None` when there was no second one, or when they do
     /// not follow each other.
     pub step: Option<i16>,
+    /// Whether there were two to compare.
+    pub are_compared: bool,
 }
 
 /// Asks STUN servers once from each socket that it is told of.
@@ -147,6 +151,7 @@ impl Sample {
         Some(Sampled {
             last,
             step: steps.flatten().min_by_key(|step| step.unsigned_abs()),
+            are_compared: seen.len() > 1,
         })
     }
 }
@@ -194,7 +199,12 @@ mod tests {
 
     fn seen(port: u16, step: Option<i16>) -> Option<Sampled> {
         let last = ([203, 0, 113, 1], port).into();
-        Some(Sampled { last, step })
+        let are_compared = true;
+        Some(Sampled {
+            last,
+            step,
+            are_compared,
+        })
     }
 
     #[test]
@@ -210,7 +220,11 @@ mod tests {
     #[test]
     fn a_lost_answer_is_not_waited_for_long() {
         let (took, seen_there) = sampled([Some(5000), None, None]);
-        assert_eq!((took, seen_there), (OTHERS_WAIT, seen(5000, None)));
+        let alone = seen(5000, None).map(|seen| Sampled {
+            are_compared: false,
+            ..seen
+        });
+        assert_eq!((took, seen_there), (OTHERS_WAIT, alone));
         let (took, seen_there) = sampled([None; 3]);
         assert_eq!((took, seen_there), (ANSWER_WAIT, None));
     }

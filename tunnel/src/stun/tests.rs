@@ -31,6 +31,7 @@ struct World {
     /// Ports that others took between the mappings of each sample; no more samples are answered.
     others: VecDeque<u16>,
     samples: usize,
+    answers_samples: bool,
     hairpins: bool,
     /// Whether servers have both ports at both addresses, as RFC 5780 wants it.
     has_four_sockets: bool,
@@ -56,6 +57,7 @@ impl World {
             step: 1,
             others: [0; 9].into(),
             samples: 0,
+            answers_samples: true,
             hairpins: false,
             has_four_sockets: false,
             other_of_a: A_OTHER,
@@ -90,16 +92,23 @@ impl World {
         Some(Sampled {
             last: ([203, 0, 113, 1], port).into(),
             step: step.filter(|step| u32::from(step.unsigned_abs()) <= STEP_MAX),
+            are_compared: true,
         })
     }
 
     fn flush(&mut self) {
-        while self.client.poll_sample() {
-            self.samples += 1;
-            let sampled = self.sample();
-            self.client.handle_sampled(sampled);
-        }
-        while let Some((to, bytes)) = self.client.poll_transmit() {
+        loop {
+            if self.client.poll_sample() {
+                self.samples += 1;
+                if self.answers_samples {
+                    let sampled = self.sample();
+                    self.client.handle_sampled(sampled);
+                }
+                continue;
+            }
+            let Some((to, bytes)) = self.client.poll_transmit() else {
+                return;
+            };
             self.sent += 1;
             self.sent_to.push(to);
             if to.ip() == addr("203.0.113.1:1").ip() {
@@ -244,6 +253,7 @@ fn samples_are_taken_until_one_shows_how_ports_follow_or_three_did_not() {
         (&[0][..], 1, step),
         (&[500, 0], 2, step),
         (&[500, 500, 500, 0], 3, Random),
+        (&[], 2, Unknown), // and one more when the server answers again
         (&[500], 3, Unknown),
     ] {
         let mut world = World::new(Apd, Apd);
@@ -275,6 +285,42 @@ fn what_the_nat_does_is_told_once_and_soon_after_the_first_answer() {
         }
         assert_eq!(told.len(), 1, "{mapping:?}");
     }
+}
+
+#[test]
+fn what_was_under_way_in_another_network_is_not_believed() {
+    use NatRule::AddressAndPortDependent as Apd;
+    let mut world = World::new(Apd, Apd);
+    world.answers_samples = false;
+    let mut world = world.learn(&[A]);
+    assert_eq!(
+        (world.samples, world.behaviour()),
+        (1, (NatRule::Unknown, NatRule::Unknown))
+    );
+    world.client.start_over(world.now);
+    world.run(Duration::from_secs(1));
+    let old = world.sample();
+    world.client.handle_sampled(old);
+    world.answers_samples = true;
+    (world.step, world.others) = (4_001, [0; 9].into());
+    world.run(Duration::from_secs(30));
+    assert_eq!(world.client.behaviour().ports, PortAssignment::Random);
+}
+
+#[test]
+fn a_link_that_was_away_for_a_while_takes_nothing_from_what_is_known_after() {
+    use NatRule::AddressAndPortDependent as Apd;
+    let mut world = World::new(Apd, Apd).learn(&[A, B]);
+    let before = world.client.behaviour();
+    world.silent = vec![addr(A), addr(B), addr(A_OTHER), addr(B_OTHER)];
+    world.others.clear();
+    world.client.start_over(world.now);
+    world.run(Duration::from_secs(60));
+    world.silent.clear();
+    world.sent_to.clear(); // the NAT has forgotten by now whom it lets in
+    world.others = [0; 9].into();
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.client.behaviour(), before);
 }
 
 #[test]

@@ -143,6 +143,31 @@ fn an_address_that_nobody_has_is_not_asked_for_again_at_once() {
 }
 
 #[test]
+fn an_address_that_many_ask_for_is_sought_as_often_as_one_that_one_asks_for() {
+    let mut world = World::met(2, 16);
+    let unknown = Ipv4Addr::new(10, 77, 0, 99);
+    let mut asked = 0;
+    for _ in 0..60 {
+        for asker in 0..20 {
+            let mut question = arp_request(mac(0), ip(0), unknown);
+            question.resize(question.len() + asker, 0); // none is like another
+            world.guest_sends(0, &question);
+            let wanted = |e: &&Event| matches!(e, Event::AddressWanted { .. });
+            let before = std::mem::replace(
+                &mut asked,
+                world.nodes[0].events.iter().filter(wanted).count(),
+            );
+            if asked > before {
+                let ip = unknown.into();
+                world.command(0, Command::NoSuchAddress { network: NET, ip });
+            }
+        }
+        world.run(SECOND);
+    }
+    assert!((10..=12).contains(&asked), "{asked} times in a minute");
+}
+
+#[test]
 fn broadcasts_reach_everybody_once_and_a_storm_is_cut() {
     let mut world = World::met(3, 17);
     let broadcast = sized_frame(mac(0), MacAddr::BROADCAST, ip(0), Ipv4Addr::BROADCAST, 98);

@@ -183,6 +183,7 @@ impl Account {
                     let sampled = Sampled {
                         last,
                         step: Some(1),
+                        are_compared: true,
                     };
                     self.agent.handle_sampled(socket, Some(sampled), self.now);
                 }
