@@ -147,7 +147,7 @@ fn learn(sockets: &[UdpSocket], server: SocketAddr) -> NatBehaviour {
         }
         sampler.handle_timeout(Instant::now());
         while let Some((_, seen)) = sampler.poll_sampled() {
-            client.handle_sampled(seen);
+            client.handle_sampled(seen, Instant::now());
         }
     }
     client.behaviour()

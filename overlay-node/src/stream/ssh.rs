@@ -26,7 +26,7 @@ const OPTIONS: [&str; 6] = [
     "ControlMaster=no",
     "ControlPath=none",
 ];
-/// Longer lines of its complaints are cut to pieces.
+/// Of longer lines of its complaints the beginning counts.
 const COMPLAINT_BYTES_MAX: u64 = 300;
 /// How long after its stream ended ssh may take to say why: the two come by different pipes. A jump host's ssh may hold the
 /// second one open.
@@ -49,6 +49,7 @@ impl Complaint {
         tokio::spawn(async move {
             let (mut stderr, mut line) = (BufReader::new(stderr), Vec::new());
             loop {
+                let goes_on = line.last().is_some_and(|byte| *byte != b'\n');
                 line.clear();
                 let mut piece = (&mut stderr).take(COMPLAINT_BYTES_MAX);
                 if !matches!(piece.read_until(b'\n', &mut line).await, Ok(1..)) {
@@ -57,7 +58,7 @@ impl Complaint {
                 let line = String::from_utf8_lossy(&line);
                 let line = line.trim();
                 debug!(line, "ssh says");
-                if !line.is_empty() {
+                if !goes_on && !line.is_empty() {
                     last.send_replace(line.to_owned());
                 }
             }
@@ -174,11 +175,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_line_without_an_end_is_heard_in_pieces() {
-        let endless = tokio::io::repeat(b'x').take(10 * COMPLAINT_BYTES_MAX);
-        let error = Complaint::listen(endless).explain(ended()).await;
-        let piece = "x".repeat(COMPLAINT_BYTES_MAX as usize);
-        assert_eq!(error.to_string(), format!("ssh: {piece}"));
+    async fn of_a_line_without_an_end_the_beginning_is_heard() {
+        let long = tokio::io::repeat(b'x').take(10 * COMPLAINT_BYTES_MAX + 5);
+        let error = Complaint::listen(long).explain(ended()).await;
+        let beginning = "x".repeat(COMPLAINT_BYTES_MAX as usize);
+        assert_eq!(error.to_string(), format!("ssh: {beginning}"));
     }
 
     #[tokio::test]

@@ -657,7 +657,7 @@ impl Engine {
                     }
                     Some(Owner::Node) => {
                         self.ctx.sockets.close(socket);
-                        self.stun.handle_sampled(sampled);
+                        self.stun.handle_sampled(sampled, now);
                     }
                     None => {}
                 }
@@ -667,7 +667,7 @@ impl Engine {
                         let servers = self.stun.sample_servers();
                         self.sampler.sample(socket, &servers, now);
                     }
-                    None => self.stun.handle_sampled(None),
+                    None => self.stun.handle_sampled(None, now),
                 }
             } else if let Some(event) = self.stun.poll_event() {
                 if let StunEvent::Behaviour(behaviour) = event {

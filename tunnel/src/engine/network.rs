@@ -17,7 +17,7 @@ use zeroize::Zeroizing;
 const QUESTIONS_MAX: usize = 64;
 /// How long a question waits; its asker repeats it sooner.
 const QUESTION_LIFE: Duration = Duration::from_secs(5);
-/// How often the node is asked for the same address, or told of the same stranger.
+/// How often the node is asked for the same address; and how long a stranger must have been silent to be told of again.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// For how long it is not asked for an address that it knows to be nobody's.
 const ABSENT_FOR: Duration = Duration::from_secs(5);

@@ -30,7 +30,7 @@ const TEST_WAIT_MIN: Duration = Duration::from_millis(100);
 const TEST_WAIT_MAX: Duration = Duration::from_millis(300);
 const FILTERING_TRIES_MAX: u32 = 3;
 
-/// Samples of how ports follow each other, of which one that shows it is enough: other hosts may take some between.
+/// Samples of how ports follow each other, of which one that shows it is enough.
 const SAMPLES_MAX: u8 = 3;
 
 /// The first server that answered is asked this often at least, which keeps the NAT's mapping and notices a new one.
@@ -51,6 +51,7 @@ pub struct StunClient {
     questions: BTreeMap<Transaction, Question>,
     test: Test,
     filtering: NatRule,
+    tested: Option<Tested>,
     /// Where the tested server's other socket saw us.
     other: Option<Sighting>,
     hairpin: Option<bool>,
@@ -77,6 +78,16 @@ impl Server {
     fn reflexive(&self) -> Option<SocketAddr> {
         self.seen.map(|seen| seen.reflexive)
     }
+}
+
+/// A filtering test after which we sent to the server's other socket ourselves: through the same mapping, the NAT may let in
+/// its answers for that reason alone.
+#[derive(Debug)]
+struct Tested {
+    other: SocketAddr,
+    /// Where the server saw us.
+    reflexive: SocketAddr,
+    told: NatRule,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,12 +123,12 @@ enum Test {
 }
 
 /// Untaken ──mappings differ──▶ wanted ──▶ under way ──▶ taken
-///    ▲                           └◀──ports are far apart──┘
-///    └──another network, or nothing was shown and a server answers again
+///    ▲                           └◀──no step was shown──┘  │
+///    └──another network, or nothing to compare for five minutes┘
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sampling {
     Untaken,
-    /// After so many that showed ports far apart.
+    /// After so many.
     Wanted {
         before: u8,
     },
@@ -126,7 +137,10 @@ enum Sampling {
     },
     /// Under way in a network that we have left: what it shows is of no use.
     Stale,
-    Taken(PortAssignment),
+    Taken {
+        ports: PortAssignment,
+        at: Instant,
+    },
 }
 
 impl StunClient {
@@ -139,6 +153,7 @@ impl StunClient {
             questions: BTreeMap::new(),
             test: Test::Waiting,
             filtering: NatRule::Unknown,
+            tested: None,
             other: None,
             hairpin: None,
             sampling: Sampling::Untaken,
@@ -174,8 +189,8 @@ impl StunClient {
         for gone in before.iter().filter_map(Server::reflexive) {
             self.note_gone(gone);
         }
-        self.judge();
         self.handle_timeout(now);
+        self.judge();
     }
 
     /// Our own interfaces' addresses with the data port, to recognise that there is no NAT.
@@ -190,6 +205,7 @@ impl StunClient {
     /// for whom the NAT lets in.
     pub fn start_over(&mut self, now: Instant) {
         self.forget_test();
+        self.questions.clear();
         self.tell(NatBehaviour {
             filtering: NatRule::Unknown,
             ..self.behaviour
@@ -205,6 +221,10 @@ impl StunClient {
     /// Ask again soon: a path broke.
     pub fn refresh(&mut self, now: Instant) {
         self.servers.iter_mut().for_each(|s| s.next_at = now);
+        let questions = self.questions.values_mut();
+        for question in questions.filter(|q| q.aim == Aim::Plain) {
+            (question.tries, question.next_at, question.asked_at) = (0, now, now);
+        }
         self.handle_timeout(now);
     }
 
@@ -230,7 +250,14 @@ impl StunClient {
                 from: wanted,
                 other,
             } => {
-                self.filtering = if from == wanted && wanted.ip() == to.ip() {
+                let seen = self.reflexive_by(to);
+                let tested = self.tested.as_ref();
+                let tested = tested.filter(|t| t.other == other && seen == Some(t.reflexive));
+                self.filtering = if from == wanted
+                    && let Some(tested) = tested
+                {
+                    tested.told
+                } else if from == wanted && wanted.ip() == to.ip() {
                     NatRule::AddressDependent // or laxer, if nothing else could be asked for
                 } else if from == wanted {
                     NatRule::EndpointIndependent
@@ -240,7 +267,7 @@ impl StunClient {
                     // Another address is not let in; whether another port is, this server cannot show.
                     NatRule::AddressAndPortDependent
                 };
-                self.ask(other, Aim::Mapping { main: to }, wait, now);
+                self.ask_for_mapping(other, to, wait, now);
             }
             Aim::Mapping { main } => {
                 self.other = reply.mapped.map(|reflexive| Sighting {
@@ -252,8 +279,8 @@ impl StunClient {
             // Somebody else is there.
             Aim::Hairpin => (self.hairpin, self.test) = (Some(false), Test::Done),
         }
-        self.judge();
         self.handle_timeout(now);
+        self.judge();
     }
 
     /// Our own question came back to us.
@@ -265,8 +292,8 @@ impl StunClient {
         if question.is_some_and(|question| question.aim == Aim::Hairpin) {
             self.questions.remove(&transaction);
             (self.hairpin, self.test) = (Some(true), Test::Done);
-            self.judge();
             self.handle_timeout(now);
+            self.judge();
         }
     }
 
@@ -282,8 +309,8 @@ impl StunClient {
     }
 
     /// What servers saw of a fresh socket; `None` when there was none, or no answer.
-    pub fn handle_sampled(&mut self, sampled: Option<Sampled>) {
-        let before = match self.sampling {
+    pub fn handle_sampled(&mut self, sampled: Option<Sampled>, now: Instant) {
+        let taken = match self.sampling {
             Sampling::UnderWay { before } => before + 1,
             Sampling::Stale => {
                 self.sampling = Sampling::Untaken;
@@ -291,23 +318,51 @@ impl StunClient {
             }
             _ => return,
         };
-        let is_compared = sampled.is_some_and(|sampled| sampled.are_compared);
-        self.sampling = match sampled.and_then(|sampled| sampled.step) {
-            Some(step) => Sampling::Taken(PortAssignment::Contiguous { step }),
-            None if !is_compared => Sampling::Taken(PortAssignment::Unknown),
-            None if before < SAMPLES_MAX => Sampling::Wanted { before },
-            None => Sampling::Taken(PortAssignment::Random),
+        let ports = match sampled {
+            Some(Sampled {
+                step: Some(step), ..
+            }) => PortAssignment::Contiguous { step },
+            // Other hosts may have taken ports between, and answers may be lost.
+            Some(_) if taken < SAMPLES_MAX => {
+                self.sampling = Sampling::Wanted { before: taken };
+                return;
+            }
+            Some(Sampled {
+                are_compared: true, ..
+            }) => PortAssignment::Random,
+            _ => PortAssignment::Unknown,
         };
+        self.sampling = Sampling::Taken { ports, at: now };
         self.judge();
+    }
+
+    /// Where this server sees us.
+    fn reflexive_by(&self, server: SocketAddr) -> Option<SocketAddr> {
+        let known = self.servers.iter().find(|s| s.addr == server);
+        known.and_then(Server::reflexive)
+    }
+
+    /// The test after that of filtering.
+    fn ask_for_mapping(
+        &mut self,
+        other: SocketAddr,
+        main: SocketAddr,
+        wait: Duration,
+        now: Instant,
+    ) {
+        let told = self.filtering;
+        self.tested = self.reflexive_by(main).map(|reflexive| Tested {
+            other,
+            reflexive,
+            told,
+        });
+        self.ask(other, Aim::Mapping { main }, wait, now);
     }
 
     /// The last of the tests, if the server sees us at an address that is not our own.
     fn ask_ourselves(&mut self, main: SocketAddr, now: Instant) {
         let outside = self
-            .servers
-            .iter()
-            .find(|s| s.addr == main)
-            .and_then(Server::reflexive)
+            .reflexive_by(main)
             .filter(|outside| !self.host.contains(outside));
         match outside {
             Some(outside) => {
@@ -438,7 +493,10 @@ impl StunClient {
         let Some(server) = self.servers.iter_mut().find(|s| s.addr == to) else {
             return;
         };
-        if self.sampling == Sampling::Taken(PortAssignment::Unknown) {
+        if let Sampling::Taken { ports, at } = self.sampling
+            && ports == PortAssignment::Unknown
+            && now >= at + ASK_EVERY
+        {
             self.sampling = Sampling::Untaken; // it may go better now
         }
         server.next_at = now
@@ -478,8 +536,9 @@ impl StunClient {
             if let Some(gone) = before {
                 self.note_gone(gone);
             }
-            if before.is_some_and(|b| b.ip() != mapped.ip()) {
-                self.forget_test(); // another network, so perhaps another NAT
+            // Another network, so perhaps another NAT; or the NAT forgot, and what was compared is history.
+            if before.is_some_and(|b| is_keeper || b.ip() != mapped.ip()) {
+                self.forget_test();
             }
         }
         // NATs are IPv4's: a host that has it is tested by it, whichever server answers first.
@@ -518,8 +577,7 @@ impl StunClient {
             }
             Aim::Filtering { other, .. } => {
                 self.filtering = NatRule::AddressAndPortDependent;
-                let main = question.to;
-                self.ask(other, Aim::Mapping { main }, question.wait, now);
+                self.ask_for_mapping(other, question.to, question.wait, now);
             }
             Aim::Mapping { main } => self.ask_ourselves(main, now),
             Aim::Hairpin => (self.hairpin, self.test) = (Some(false), Test::Done),
@@ -541,7 +599,7 @@ impl StunClient {
                 self.sampling = Sampling::Wanted { before: 0 };
             }
             Sampling::Wanted { .. } | Sampling::UnderWay { .. } | Sampling::Stale => {}
-            Sampling::Untaken | Sampling::Taken(_) => self.tell(behaviour),
+            Sampling::Untaken | Sampling::Taken { .. } => self.tell(behaviour),
         }
     }
 
@@ -570,7 +628,7 @@ impl StunClient {
             other: self.other,
             filtering: self.filtering,
             ports: match self.sampling {
-                Sampling::Taken(ports) => ports,
+                Sampling::Taken { ports, .. } => ports,
                 _ => PortAssignment::Unknown,
             },
             hairpin: self.hairpin,

@@ -102,7 +102,7 @@ impl World {
                 self.samples += 1;
                 if self.answers_samples {
                     let sampled = self.sample();
-                    self.client.handle_sampled(sampled);
+                    self.client.handle_sampled(sampled, self.now);
                 }
                 continue;
             }
@@ -253,8 +253,8 @@ fn samples_are_taken_until_one_shows_how_ports_follow_or_three_did_not() {
         (&[0][..], 1, step),
         (&[500, 0], 2, step),
         (&[500, 500, 500, 0], 3, Random),
-        (&[], 2, Unknown), // and one more when the server answers again
-        (&[500], 3, Unknown),
+        (&[], 1, Unknown), // nothing was asked
+        (&[500], 2, Unknown),
     ] {
         let mut world = World::new(Apd, Apd);
         world.others = others.iter().copied().collect();
@@ -300,7 +300,7 @@ fn what_was_under_way_in_another_network_is_not_believed() {
     world.client.start_over(world.now);
     world.run(Duration::from_secs(1));
     let old = world.sample();
-    world.client.handle_sampled(old);
+    world.client.handle_sampled(old, world.now);
     world.answers_samples = true;
     (world.step, world.others) = (4_001, [0; 9].into());
     world.run(Duration::from_secs(30));
@@ -321,6 +321,74 @@ fn a_link_that_was_away_for_a_while_takes_nothing_from_what_is_known_after() {
     world.others = [0; 9].into();
     world.run(Duration::from_secs(60));
     assert_eq!(world.client.behaviour(), before);
+}
+
+#[test]
+fn a_sample_without_anything_to_compare_is_taken_again_but_not_often() {
+    use NatRule::AddressAndPortDependent as Apd;
+    let mut world = World::new(Apd, Apd);
+    world.others.clear();
+    let mut world = world.learn(&[A]);
+    for (samples, told) in [
+        (2, PortAssignment::Unknown),
+        (3, PortAssignment::Contiguous { step: 1 }),
+    ] {
+        world.run(ASKED_AGAIN_AFTER);
+        assert_eq!(
+            (world.samples, world.client.behaviour().ports),
+            (samples, told)
+        );
+        world.others = [0; 9].into();
+    }
+}
+
+/// Five minutes and the next answer.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(330);
+
+#[test]
+fn a_nat_that_gives_out_another_port_is_no_symmetric_one() {
+    use NatRule::{AddressAndPortDependent as Apd, EndpointIndependent as Ei};
+    let mut world = World::new(Ei, Apd).learn(&[A, B]);
+    let before = world.client.behaviour();
+    (world.ports, world.first_port) = (BTreeMap::new(), 50_000);
+    world.sent_to.clear();
+    for _ in 0..60 {
+        world.run(Duration::from_secs(1));
+        assert_eq!(world.client.behaviour().mapping, Ei);
+    }
+    assert_eq!(world.client.behaviour(), before);
+}
+
+#[test]
+fn a_test_that_is_repeated_through_the_same_mapping_is_not_fooled_by_the_one_before() {
+    use NatRule::{AddressAndPortDependent as Apd, EndpointIndependent as Ei};
+    for filtering in [Apd, NatRule::AddressDependent] {
+        let mut world = World::new(Ei, filtering).learn(&[A, B]);
+        world.client.start_over(world.now); // the NAT still lets in whom the last test asked
+        world.run(Duration::from_secs(30));
+        assert_eq!(world.behaviour(), (Ei, filtering));
+    }
+}
+
+#[test]
+fn a_question_that_the_old_network_swallowed_is_asked_anew_at_once() {
+    use NatRule::{AddressAndPortDependent as Apd, EndpointIndependent as Ei};
+    for starts_over in [true, false] {
+        let mut world = World::new(Ei, Apd).learn(&[A, B]);
+        world.silent = vec![addr(A), addr(B)];
+        world.client.refresh(world.now);
+        world.run(Duration::from_secs(4));
+        world.silent.clear();
+        world.first_port = 50_000;
+        world.ports.clear();
+        if starts_over {
+            world.client.start_over(world.now);
+        } else {
+            world.client.refresh(world.now);
+        }
+        world.run(Duration::from_millis(100));
+        assert_eq!(world.client.reflexive(), [addr("203.0.113.1:50000")]);
+    }
 }
 
 #[test]
