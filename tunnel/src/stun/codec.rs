@@ -4,7 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use stun_rs::attributes::discovery::{
     ChangeRequest, ChangeRequestFlags, OtherAddress, ResponseOrigin, ResponsePort,
 };
-use stun_rs::attributes::stun::{ErrorCode, MappedAddress, UnknownAttributes, XorMappedAddress};
+use stun_rs::attributes::stun::{
+    ErrorCode, MappedAddress, Software, UnknownAttributes, XorMappedAddress,
+};
 use stun_rs::methods::BINDING;
 use stun_rs::{
     MessageClass, MessageDecoderBuilder, MessageEncoderBuilder, StunAttribute, StunMessage,
@@ -16,6 +18,10 @@ pub(super) type Transaction = [u8; 12];
 
 /// Longer messages carry nothing that we use.
 const MESSAGE_BYTES_MAX: usize = 548; // RFC 8489 §6.1 for IPv4
+
+/// Makes each question as long as the longest answer to it, of three IPv6 addresses, since our servers answer no shorter one:
+/// who forges a source must send as much as it makes them send. PADDING (RFC 5780 §7.6) would make others' answers longer.
+const SOFTWARE: &str = "Farlan: a question as long as its answer makes nobody send more here";
 
 /// From where the answer shall come (RFC 5780 §7.2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,7 +52,7 @@ pub(super) struct Reply {
 }
 
 pub(super) fn encode_request(transaction: Transaction, change: Change) -> Vec<u8> {
-    let mut message = builder(MessageClass::Request, transaction);
+    let mut message = question(transaction);
     if change != Change::default() {
         let flags = match (change.ip, change.port) {
             (true, true) => ChangeRequestFlags::ChangeIp | ChangeRequestFlags::ChangePort,
@@ -60,7 +66,7 @@ pub(super) fn encode_request(transaction: Transaction, change: Change) -> Vec<u8
 
 /// A question whose answer shall go to another port of ours.
 pub(super) fn encode_request_for_port(transaction: Transaction, port: u16) -> Vec<u8> {
-    let message = builder(MessageClass::Request, transaction);
+    let message = question(transaction);
     encode(&message.with_attribute(ResponsePort::from(port)).build())
 }
 
@@ -165,6 +171,11 @@ fn canonical(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(IpAddr::to_canonical(&addr.ip()), addr.port())
 }
 
+fn question(transaction: Transaction) -> StunMessageBuilder {
+    let software = Software::new(SOFTWARE).expect("far shorter than 763 bytes");
+    builder(MessageClass::Request, transaction).with_attribute(software)
+}
+
 fn builder(class: MessageClass, transaction: Transaction) -> StunMessageBuilder {
     StunMessageBuilder::new(BINDING, class).with_transaction_id(TransactionId::from(transaction))
 }
@@ -193,6 +204,19 @@ fn decode(bytes: &[u8]) -> Option<StunMessage> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn no_answer_is_longer_than_its_question() {
+        let longest = "[2001:db8::1]:40000".parse().unwrap();
+        let answers = [
+            encode_answer([2; 12], longest, longest, longest),
+            encode_refusal([2; 12], &[1, 2, 3, 4, 5, 6, 7, 8]),
+        ];
+        for answer in answers.map(|bytes| bytes.len()) {
+            let question = encode_request([1; 12], Change::default()).len();
+            assert!(answer <= question, "{answer} and {question}");
+        }
+    }
 
     #[test]
     fn question_and_answer_survive_the_way() {

@@ -1,6 +1,8 @@
 //! What a fabric node answers to a STUN question. The sockets are in `io`.
 
-use super::codec::{Change, change_request_type, decode_request, encode_answer, encode_refusal};
+use super::codec::{
+    Change, Request, change_request_type, decode_request, encode_answer, encode_refusal,
+};
 use std::net::SocketAddr;
 
 /// An answer, and from which of the two sockets it must leave.
@@ -15,7 +17,7 @@ pub struct StunAnswer {
 }
 
 /// Answers a binding request from `from` that arrived at our address `at`, where `other` is our second socket's
-/// address; `None` when it is not a request.
+/// address; `None` when it is not a request, or shorter than its answer, which goes to an address that may be forged.
 ///
 /// RFC 5780 speaks of a second IP address; a fabric node seldom has one, so `other` may differ in the port alone, and
 /// a change of the IP is then refused. With two IP addresses both must change: there are two sockets, not four.
@@ -25,13 +27,17 @@ pub fn server_answer(
     at: SocketAddr,
     other: SocketAddr,
 ) -> Option<StunAnswer> {
-    let request = decode_request(request)?;
+    let answer = answer_to(decode_request(request)?, from, at, other);
+    (answer.bytes.len() <= request.len()).then_some(answer)
+}
+
+fn answer_to(request: Request, from: SocketAddr, at: SocketAddr, other: SocketAddr) -> StunAnswer {
     if !request.unknown.is_empty() {
-        return Some(StunAnswer {
+        return StunAnswer {
             bytes: encode_refusal(request.transaction, &request.unknown),
             to: from,
             from_other: false,
-        });
+        };
     }
     let other_differs = Change {
         ip: at.ip() != other.ip(),
@@ -39,18 +45,18 @@ pub fn server_answer(
     };
     let from_other = request.change == other_differs;
     if !from_other && request.change != Change::default() {
-        return Some(StunAnswer {
+        return StunAnswer {
             bytes: encode_refusal(request.transaction, &[change_request_type()]),
             to: from,
             from_other,
-        });
+        };
     }
     let (origin, second) = if from_other { (other, at) } else { (at, other) };
-    Some(StunAnswer {
+    StunAnswer {
         bytes: encode_answer(request.transaction, from, origin, second),
         to: SocketAddr::new(from.ip(), request.response_port.unwrap_or(from.port())),
         from_other,
-    })
+    }
 }
 
 #[cfg(test)]
@@ -154,6 +160,16 @@ mod tests {
             Some(from),
             "it says where the question came from all the same"
         );
+    }
+
+    #[test]
+    fn a_question_that_is_shorter_than_its_answer_gets_none() {
+        let bare = [
+            0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+        ];
+        assert!(decode_request(&bare).is_some());
+        let [from, at, other] = [FROM, MAIN, "198.51.100.1:3479"].map(|a| a.parse().unwrap());
+        assert_eq!(server_answer(&bare, from, at, other), None);
     }
 
     #[test]
