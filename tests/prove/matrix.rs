@@ -19,7 +19,7 @@ use std::time::Duration;
 const FIRST_DATA_GOAL: Duration = Duration::from_secs(1);
 const DIRECT_GOAL: Duration = Duration::from_secs(3);
 
-/// How many of a predicted cell's tries are to end straight.
+/// How many of a predicted cell's tries are to end straight, and in time.
 const PREDICTED_GOAL: f64 = 0.95;
 
 /// A predicted cell is a matter of chance, so it is tried so many times as often as others.
@@ -59,18 +59,20 @@ impl Record {
 
     /// Whether it is what was promised of the cell.
     fn is_kept(&self, way: Way) -> bool {
-        let expected = self.tried.iter().filter(|one| way.is_kept_by(&one.path));
-        let share = expected.count() as f64 / self.len().max(1) as f64;
+        let expected = |one: &&Tried| {
+            way.is_kept_by(&one.path) && (one.path != "direct" || one.settled < DIRECT_GOAL)
+        };
+        let share = self.tried.iter().filter(expected).count() as f64 / self.len().max(1) as f64;
         let enough = if way == Way::Predicted {
             share >= PREDICTED_GOAL
         } else {
             share >= 1.0
         };
-        let in_time = |times: Option<[Duration; 2]>, goal: Duration| {
-            times.is_none_or(|[_, worst]| worst < goal)
-        };
-        let soon = way != Way::Direct || in_time(self.direct(), DIRECT_GOAL);
-        self.unreached == 0 && enough && soon && in_time(self.first_data(), FIRST_DATA_GOAL)
+        let soon = self
+            .tried
+            .iter()
+            .all(|one| one.first_data < FIRST_DATA_GOAL);
+        self.unreached == 0 && enough && soon
     }
 }
 
