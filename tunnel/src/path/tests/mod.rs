@@ -662,6 +662,35 @@ fn an_idle_pair_costs_next_to_nothing_and_keeps_its_path() {
 }
 
 #[test]
+fn an_idle_path_is_used_as_often_as_the_nat_in_front_asks_for() {
+    for (every, at_least) in [(10, 9), (25, 22), (108, 48)] {
+        let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
+        w.session_up();
+        w.settle(20);
+        for (side, seconds) in w.sides.iter_mut().zip([every, 108]) {
+            side.agent.set_keepalive(Duration::from_secs(seconds));
+        }
+        w.settle(30); // what was planned before
+        let (mut quiet, mut longest) = (0, 0);
+        for _ in 0..1200 {
+            let before = w.sides[0].sent;
+            w.settle(1);
+            quiet = if w.sides[0].sent == before {
+                quiet + 1
+            } else {
+                0
+            };
+            longest = longest.max(quiet);
+        }
+        assert!(w.both(Tier::Direct) && !w.lost());
+        assert!(
+            (at_least - 2..=every).contains(&longest),
+            "{longest} s of {every}"
+        );
+    }
+}
+
+#[test]
 fn when_nothing_works_the_peer_is_lost_and_found_again() {
     let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
     w.session_up();
