@@ -98,6 +98,7 @@ impl Line {
                     keys: keys(other).public(),
                     candidates: vec![Candidate::Host(addr(other))],
                     eager: node == 0,
+                    paid: 2000,
                 },
             ] {
                 line.engines[node].handle_command(command, now);
@@ -169,7 +170,9 @@ fn engines_live_through_a_line_that_breaks_things() {
                     line.datagrams.pop_front();
                 }
                 Input::Raw(first, bytes) => {
-                    let kinds = [0x00, 0x80, 0x81, 0x82, 0x84, 0xA0, 0xA1, 0xA3, 0xA4];
+                    let kinds = [
+                        0x00, 0x80, 0x81, 0x82, 0x84, 0x85, 0x86, 0xA0, 0xA1, 0xA3, 0xA4,
+                    ];
                     let first = *crate::input::one(&kinds, *first);
                     line.arrive(0, [&[first][..], bytes].concat());
                 }

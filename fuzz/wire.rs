@@ -36,7 +36,9 @@ fn datagrams_are_classified() {
             let mut bytes = bytes.clone();
             if let Some(first) = bytes.first_mut() {
                 *first = *one(
-                    &[0x00, 0x80, 0x81, 0x82, 0x84, 0xA0, 0xA3, 0xA4, 0xA5, *first],
+                    &[
+                        0x00, 0x80, 0x81, 0x82, 0x84, 0x85, 0x86, 0xA0, 0xA3, 0xA4, 0xA5, *first,
+                    ],
                     *kind,
                 );
             }

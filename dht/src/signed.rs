@@ -117,6 +117,11 @@ impl<T: Signable> Verified<T> {
         self.0.signed.author
     }
 
+    /// About how many bytes it has with its signature: no more than came.
+    pub fn signed_bytes(&self) -> u64 {
+        (self.0.signed.body.len() + SIGNED_OVERHEAD - 5) as u64
+    }
+
     /// The value with its signature, to send on.
     pub fn signed(&self) -> &Signed<T> {
         &self.0.signed

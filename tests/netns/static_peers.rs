@@ -93,6 +93,7 @@ pub(crate) fn start_with_mtu(
             DATA_PORT,
         )))],
         eager: true,
+        paid: u64::MAX,
     });
     host.ip(&[&format!(
         "address add {}/24 dev farlan0",

@@ -310,6 +310,7 @@ fn peer_at(number: u16, at: SocketAddr) -> Command {
         keys: keys(number).public(),
         candidates: vec![Candidate::Host(at)],
         eager: true,
+        paid: 2000,
     }
 }
 

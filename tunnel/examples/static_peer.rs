@@ -77,6 +77,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         keys: keys(other).public(),
         candidates: vec![Candidate::Host(remote)],
         eager: true,
+        paid: u64::MAX,
     });
 
     std::io::stdin().read_to_end(&mut Vec::new())?;

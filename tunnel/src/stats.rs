@@ -45,6 +45,8 @@ counters! {
     Handshakes => "handshakes",
     /// Handshake messages sent.
     HandshakesSent => "handshakes_sent",
+    /// Addresses asked whether the peer that they are said to be receives there.
+    AddressesAsked => "addresses_asked",
     /// Drop: a frame shorter than its headers say.
     DropMalformed => "drop_malformed",
     /// Drop: a port that is not (any longer) there.
@@ -93,6 +95,10 @@ counters! {
     DropHandshake => "drop_handshake",
     /// Drop: a first message beyond what handshakes may cost.
     DropHandshakeLoad => "drop_handshake_load",
+    /// Drop: an answer from an address that was not asked, or too late.
+    DropPathResponse => "drop_path_response",
+    /// Drop: what was not sent to an address of a peer that has proved nothing and paid for no more.
+    DropUnpaid => "drop_unpaid",
     /// Drop: what the engine wanted sent, delivered or told was not fetched in time.
     DropEngineQueue => "drop_engine_queue",
     /// Drop: a MAC that could not be learned because its table or its place is full.

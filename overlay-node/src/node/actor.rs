@@ -105,6 +105,11 @@ pub(super) enum Done {
         network: NetworkId,
         records: Vec<Verified<NodeRecord>>,
     },
+    /// A member that was called in vain was asked by the control plane; its answer, if it gave one.
+    Spoke {
+        network: NetworkId,
+        record: Option<Verified<NodeRecord>>,
+    },
     /// Our records were put into the DHT, or could not be.
     Published { network: NetworkId, stored: bool },
     /// What members say they hold.
@@ -386,7 +391,10 @@ impl Node {
             Event::RelayLost(way) => self.relay_lost(way),
             Event::RelayWanted(via) => self.relay_wanted(via),
             Event::UnknownPeer { network, x25519 } => self.find_by_data_key(network, x25519),
-            Event::PeerUnanswered { network, peer } => self.refresh_record(network, peer),
+            Event::PeerUnanswered { network, peer } => {
+                self.refresh_record(network, peer);
+                self.ask_itself(network, peer);
+            }
             Event::AddressWanted { network, ip } => self.find_address(network, ip),
             Event::FramePunted {
                 network,
@@ -469,6 +477,11 @@ impl Node {
                 next,
             } => self.handle_synced(network, members, records, next),
             Done::Refreshed { network, records } => self.take_records(network, records),
+            Done::Spoke { network, record } => {
+                if let Some(record) = record {
+                    self.handle_spoke(network, record);
+                }
+            }
             Done::Published { network, stored } => self.handle_published(network, stored),
             Done::Certificates {
                 network,

@@ -472,6 +472,40 @@ impl Node {
         });
     }
 
+    /// Calls a member that does not answer in the data plane: it sends its record again if it is there. That is as good as
+    /// another record for what may go to the addresses in it.
+    pub(super) fn ask_itself(&mut self, id: NetworkId, peer: PeerId) {
+        let Some(member) = self.networks.get(&id) else {
+            return;
+        };
+        let point = ControlPoint {
+            peer,
+            addresses: member.control_addresses(peer),
+        };
+        let (swarm, membership) = (self.swarm.clone(), member.membership.clone());
+        self.job(async move {
+            let records = ask_records(&swarm, &[point], id, &membership, &[peer]).await;
+            Done::Spoke {
+                network: id,
+                record: records.into_iter().find(|record| record.author() == peer),
+            }
+        });
+    }
+
+    /// A member sent its record itself.
+    pub(super) fn handle_spoke(&mut self, id: NetworkId, record: Verified<NodeRecord>) {
+        let Some(member) = self.networks.get(&id) else {
+            return;
+        };
+        let known = member.directory.get(record.author()).map(|known| known.seq);
+        if known == Some(record.seq) {
+            let (eager, paid) = (member.told_eager, record.signed_bytes());
+            self.tell(upsert(id, &record, eager, paid));
+        } else {
+            self.take_records(id, vec![record]);
+        }
+    }
+
     /// Tells the data plane who the peers are and which addresses are bound, and spreads the names.
     pub(super) async fn refresh_if_changed(&mut self, id: NetworkId) {
         let Some(member) = self.networks.get_mut(&id) else {
@@ -484,18 +518,18 @@ impl Node {
         let eager = member.directory.members().count() <= EAGER_MAX;
         let is_told = std::mem::replace(&mut member.told_eager, eager) == eager;
         let records = if is_told {
-            news
+            news.clone()
         } else {
             member.directory.peers().cloned().collect()
         };
+        let is_news =
+            |record: &Verified<NodeRecord>| news.iter().any(|new| new.peer == record.peer);
         let commands: Vec<_> = records
             .iter()
-            .map(|record| Command::UpsertPeer {
-                network: id,
-                peer: record.peer,
-                keys: record.keys.clone(),
-                candidates: record.candidates.clone(),
-                eager,
+            .map(|record| {
+                let is_paid = is_told || is_news(record);
+                let paid = if is_paid { record.signed_bytes() } else { 0 };
+                upsert(id, record, eager, paid)
             })
             .collect();
         member
@@ -677,6 +711,18 @@ async fn ask_records(
         }
     }
     records
+}
+
+/// What the data plane is told of a peer, for whose record so many bytes came since the last time.
+fn upsert(id: NetworkId, record: &NodeRecord, eager: bool, paid: u64) -> Command {
+    Command::UpsertPeer {
+        network: id,
+        peer: record.peer,
+        keys: record.keys.clone(),
+        candidates: record.candidates.clone(),
+        eager,
+        paid,
+    }
 }
 
 /// A member, and where its control connection is had.

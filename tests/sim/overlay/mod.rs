@@ -31,7 +31,7 @@ use dht::{
     signed::Verified,
 };
 use overlay_node::node::RelayStream;
-use overlay_types::{DhcpMode, MacAddr, PathKind, PeerId, PortId, PortKind};
+use overlay_types::{DhcpMode, MacAddr, NetworkId, PathKind, PeerId, PortId, PortKind};
 use rand::Rng;
 use rand_chacha::{ChaCha20Rng, rand_core::SeedableRng};
 pub(crate) use relays::Offer;
@@ -97,6 +97,8 @@ enum Errand {
     Publish,
     /// A record reaches a member.
     Pushed(Arc<Verified<NodeRecord>>),
+    /// A member that was called in vain answers by the control plane.
+    Spoke(PeerId),
     /// A member asks for news that no push brought.
     Sync,
 }
@@ -529,6 +531,7 @@ impl Overlay {
                     self.refresh_soon(id);
                 }
             }
+            Errand::Spoke(peer) => self.spoke(id, peer),
             Errand::Sync => self.sync_if_due(id),
         }
     }
@@ -548,8 +551,10 @@ impl Overlay {
             Event::RelayWanted(via) => self.relay_wanted(id, via),
             Event::UnknownPeer { x25519, .. } => self.find_by_data_key(id, x25519),
             Event::AddressWanted { ip, .. } => self.find_address(id, ip),
-            Event::SessionDown { peer, .. } | Event::PeerUnanswered { peer, .. } => {
+            Event::SessionDown { peer, .. } => self.read_slot(id, peer),
+            Event::PeerUnanswered { peer, .. } => {
                 self.read_slot(id, peer);
+                self.ask_itself(id, peer);
             }
             Event::FramePunted { port, frame, .. } => self.handle_punted(id, port, &frame),
             _ => {}

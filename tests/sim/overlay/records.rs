@@ -46,13 +46,12 @@ impl Overlay {
         let known = running.directory.peers().count().max(running.sync.roster);
         let eager = known <= EAGER_MAX;
         let is_told = std::mem::replace(&mut running.told_eager, eager) == eager;
-        let upsert = |record: &Arc<Verified<NodeRecord>>| Command::UpsertPeer {
-            network,
-            peer: record.peer,
-            keys: record.keys.clone(),
-            candidates: record.candidates.clone(),
-            eager,
+        let paid = |record: &Verified<NodeRecord>| {
+            let is_news = is_told || news.iter().any(|new| new.peer == record.peer);
+            if is_news { record.signed_bytes() } else { 0 }
         };
+        let upsert =
+            |record: &Arc<Verified<NodeRecord>>| upsert(network, record, eager, paid(record));
         let mut commands: Vec<_> = if is_told {
             news.iter().map(upsert).collect()
         } else {
@@ -197,6 +196,30 @@ impl Overlay {
         }
     }
 
+    /// Calls a member that does not answer in the data plane; it sends its record again.
+    pub(super) fn ask_itself(&mut self, id: MemberId, peer: PeerId) {
+        let there = self.by_peer.get(&peer).map(|other| self.member(*other));
+        let host = there
+            .filter(|there| there.is_running())
+            .map(|there| there.host);
+        if host.is_some_and(|host| self.has_control(self.member(id).host, host)) {
+            let there = self.world.random_delay(&self.terms.delay);
+            let back = self.world.random_delay(&self.terms.delay);
+            self.plan(id, there + back, Errand::Spoke(peer));
+        }
+    }
+
+    /// It did.
+    pub(super) fn spoke(&mut self, id: MemberId, peer: PeerId) {
+        let network = self.network.id();
+        let running = self.running(id);
+        if let Some(record) = running.directory.get(peer) {
+            let (eager, paid) = (running.told_eager, record.signed_bytes());
+            let command = upsert(network, record, eager, paid);
+            self.command(id, command);
+        }
+    }
+
     /// Somebody with the network's secret wants a session whom the data plane does not know.
     pub(super) fn find_by_data_key(&mut self, id: MemberId, x25519: [u8; 32]) {
         match self.running(id).directory.by_data_key(&x25519) {
@@ -228,5 +251,17 @@ impl Overlay {
             self.sync_soon(id);
         }
         self.command(id, Command::NoSuchAddress { network, ip });
+    }
+}
+
+/// What the data plane is told of a peer, for whose record so many bytes came since the last time.
+fn upsert(network: NetworkId, record: &NodeRecord, eager: bool, paid: u64) -> Command {
+    Command::UpsertPeer {
+        network,
+        peer: record.peer,
+        keys: record.keys.clone(),
+        candidates: record.candidates.clone(),
+        eager,
+        paid,
     }
 }

@@ -1,6 +1,7 @@
 //! What all networks and peers of an engine share: randomness, slots, the clock, and the queues to the outside.
 
 use super::{
+    challenges::Challenges,
     message::{Event, Transmit},
     sockets::Sockets,
 };
@@ -41,6 +42,7 @@ pub(super) struct Context {
     /// Whose a session slot is.
     pub(super) slots: SlotTable<PeerKey>,
     pub(super) gate: HandshakeGate,
+    pub(super) challenges: Challenges,
     /// Whether this machine has AES instructions.
     pub(super) aes: bool,
     pub(super) counters: Counters,
@@ -67,6 +69,7 @@ impl Context {
             gate: HandshakeGate::new(&mut rng, now),
             rng,
             slots: SlotTable::new(SESSIONS_MAX),
+            challenges: Challenges::default(),
             aes: has_aes(),
             counters: Counters::default(),
             redraw: Redraw::Whole,

@@ -1,19 +1,28 @@
 //! Datagrams that workers do not open: handshakes, the control lane, STUN, relay control.
 
-use super::{Engine, Event, context::PeerKey, peer::Peer};
+use super::{
+    Engine, Event,
+    context::PeerKey,
+    peer::{HEADERS_BYTES, Peer},
+};
 use crate::{
     path::ControlMessage,
     relay::Verdict,
-    session::{Admission, SessionSlot, mac1_matches, open_initiation},
+    session::{
+        Admission, SessionSlot, answer_challenge, answer_is_by, answered_nonce, mac1_matches,
+        open_initiation,
+    },
     stats::Counter,
     wire::{
         datagram::{DataHeader, DatagramKind, classify},
         extension,
         handshake::HandshakeHeader,
+        path_challenge::PATH_CHALLENGE_BYTES,
     },
     worker,
 };
 use overlay_types::PathAddr;
+use rand::seq::SliceRandom;
 use std::time::Instant;
 
 /// Members that may be behind one address: LANs are numbered alike, and not everybody who lists it is to be called.
@@ -30,6 +39,8 @@ impl Engine {
                     peer.handle_response(from, bytes, ctx, now)
                 });
             }
+            (DatagramKind::PathChallenge, _) => self.handle_path_challenge(from, bytes),
+            (DatagramKind::PathResponse, _) => self.handle_path_response(from, bytes, now),
             (DatagramKind::CookieReply, _) => {
                 self.with_handshake(bytes, now, |peer, bytes, ctx| {
                     peer.handle_cookie_reply(bytes, ctx, now)
@@ -57,6 +68,32 @@ impl Engine {
         if let Verdict::Reply(reply) = server.handle_datagram(from, bytes, now) {
             self.ctx.send(from, &reply);
         }
+    }
+
+    /// Somebody who knows one of our members' keys asks whether it is at the address where this came in.
+    fn handle_path_challenge(&mut self, from: PathAddr, bytes: &[u8]) {
+        let mut locals = self.networks.values().map(|network| &network.local);
+        let answer = locals.find_map(|of| answer_challenge(of.keys.x25519(), of.id, bytes));
+        match answer {
+            Some(answer) => self.ctx.send(from, &answer),
+            None => self.ctx.count(Counter::DropStranger),
+        }
+    }
+
+    /// A member received what we asked there.
+    fn handle_path_response(&mut self, from: PathAddr, bytes: &[u8], now: Instant) {
+        let nonce = answered_nonce(bytes);
+        let key = nonce.and_then(|nonce| self.ctx.challenges.take_answered(nonce, from, now));
+        let Some(key) = key else {
+            return self.ctx.count(Counter::DropPathResponse);
+        };
+        self.with_peer(key, now, |peer, _, ctx| {
+            if answer_is_by(&peer.keys.x25519, key.0, bytes) {
+                peer.handle_path_response(from, ctx, now);
+            } else {
+                ctx.count(Counter::DropPathResponse);
+            }
+        });
     }
 
     /// Finds the peer whose handshake an answer names.
@@ -143,7 +180,7 @@ impl Engine {
         let (slot, size) = (header.slot(), bytes.len());
         let Some(&key) = self.ctx.slots.get(slot) else {
             self.ctx.count(Counter::DropUnknownSession);
-            return self.handle_unknown_session(from, now);
+            return self.handle_unknown_session(from, size, now);
         };
         let opened = self.with_peer(key, now, |peer, _, ctx| {
             let live = peer.session_mut(slot)?;
@@ -204,9 +241,11 @@ impl Engine {
     }
 
     /// Somebody uses a session that we do not have: probably one from before our restart. If its address is a known
-    /// peer's, that peer is asked for a new one; anybody else gets no answer.
-    pub(super) fn handle_unknown_session(&mut self, from: PathAddr, now: Instant) {
-        let known: Vec<PeerKey> = self
+    /// peer's, that peer is asked whether it is there, in no more bytes than came, and then for a new one; anybody else gets
+    /// no answer.
+    pub(super) fn handle_unknown_session(&mut self, from: PathAddr, bytes: usize, now: Instant) {
+        let covered = (HEADERS_BYTES + bytes) / (HEADERS_BYTES + PATH_CHALLENGE_BYTES);
+        let mut known: Vec<PeerKey> = self
             .networks
             .values()
             .flat_map(|network| network.peers.values())
@@ -214,8 +253,9 @@ impl Engine {
             .map(|peer| peer.key)
             .take(AT_ONE_ADDRESS_MAX)
             .collect();
-        for key in known {
-            self.with_peer(key, now, |peer, _, _| peer.want_handshake_seldom(now));
+        known.shuffle(&mut self.ctx.rng);
+        for key in known.into_iter().take(covered) {
+            self.with_peer(key, now, |peer, _, ctx| peer.ask_back(from, ctx, now));
         }
     }
 }

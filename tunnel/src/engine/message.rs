@@ -63,6 +63,9 @@ pub enum Command {
         candidates: Vec<Candidate>,
         /// Keep a session up always; otherwise one is made when a frame wants to go there.
         eager: bool,
+        /// Bytes that came with this on the peer's account and were not told before: of a record that it signed, or that it
+        /// sent itself. As many may go to addresses where it was not seen to receive.
+        paid: u64,
     },
     /// Forget a member; its session ends at once.
     RemovePeer {

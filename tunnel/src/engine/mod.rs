@@ -1,6 +1,7 @@
 //! The slow half of the data plane, for all networks of a node: who the peers are, their sessions and paths, what workers
 //! report. It orders the stages and holds no policy: that lives in `switch`, `session` and `path`.
 
+mod challenges;
 mod context;
 mod datagram;
 mod frame;
@@ -149,8 +150,9 @@ impl Engine {
                 keys,
                 candidates,
                 eager,
+                paid,
             } => {
-                self.upsert_peer((network, peer), keys, candidates, eager, now);
+                self.upsert_peer((network, peer), keys, candidates, eager, paid, now);
             }
             Command::RemovePeer { network, peer } => self.remove_peer((network, peer), now),
             Command::AddPort {
@@ -224,7 +226,7 @@ impl Engine {
     pub fn handle_report(&mut self, report: Report, now: Instant) {
         match report {
             Report::Datagram { from, mut bytes } => self.handle_datagram(from, &mut bytes, now),
-            Report::UnknownSession { from } => self.handle_unknown_session(from, now),
+            Report::UnknownSession { from, bytes } => self.handle_unknown_session(from, bytes, now),
             Report::Heard { slot, from } => {
                 if let Some(&key) = self.ctx.slots.get(slot) {
                     self.with_peer(key, now, |peer, _, ctx| peer.heard(slot, from, ctx, now));
@@ -441,6 +443,7 @@ impl Engine {
         keys: DataKeys,
         candidates: Vec<Candidate>,
         eager: bool,
+        paid: u64,
         now: Instant,
     ) {
         let Some(network) = self.networks.get_mut(&key.0) else {
@@ -470,6 +473,7 @@ impl Engine {
         network.by_key.remove(&peer.keys.x25519);
         network.by_key.insert(x25519, key.1);
         peer.keys = keys;
+        peer.pay(paid);
         peer.set_eager(eager);
         if peer.candidates != candidates {
             peer.candidates = candidates;

@@ -66,7 +66,7 @@ impl Credit {
 }
 
 /// A datagram with so many bytes of UDP payload, as the network carries it.
-pub(super) const fn wire_bytes(addr: SocketAddr, payload: u64) -> u64 {
+pub(crate) const fn wire_bytes(addr: SocketAddr, payload: u64) -> u64 {
     payload
         + if addr.is_ipv4() {
             IPV4_HEADERS_BYTES

@@ -24,6 +24,7 @@ mod tried;
 mod watch;
 
 pub use control::{CANDIDATES_MAX, ControlMessage, RelayOffer};
+pub(crate) use credit::wire_bytes;
 pub use passage::Passage;
 pub use sockets::SocketWish;
 
@@ -327,7 +328,7 @@ impl PathAgent {
     /// counts as sent.
     pub fn afford(&mut self, to: PathAddr, msg: &ControlMessage, pad_to: Option<u16>) -> bool {
         let bytes = credit::message_bytes(to, msg, pad_to);
-        if self.paths.get(&to).is_some_and(|path| path.validated) {
+        if self.is_validated(to) {
             self.credit.note_paid(bytes);
             return true;
         }
@@ -650,6 +651,17 @@ impl PathAgent {
             }
         }
         targets
+    }
+
+    /// Whether the peer was seen to receive there, in this session.
+    pub fn is_validated(&self, addr: PathAddr) -> bool {
+        self.paths.get(&addr).is_some_and(|path| path.validated)
+    }
+
+    /// Where the peer was seen to receive, in this session.
+    pub fn validated(&self) -> impl Iterator<Item = PathAddr> {
+        let validated = self.paths.iter().filter(|(_, path)| path.validated);
+        validated.map(|(addr, _)| *addr)
     }
 
     /// Whether the peer may be what sends from there: one of [`Self::handshake_targets`], or another that it listed.

@@ -52,6 +52,6 @@ pub fn mac1_matches(local_public: &[u8; 32], network: NetworkId, message: &[u8])
 }
 
 /// Compares in constant time.
-pub(super) fn equal(a: &[u8; MAC_BYTES], b: &[u8]) -> bool {
+pub(super) fn equal(a: &[u8], b: &[u8]) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(a, b).is_ok()
 }

@@ -1,6 +1,7 @@
 //! The keys shared with one peer for one network: how they are agreed on, and frames sealed and opened with them.
 //! Whom to have a session with, and when to start one, is decided in the engine; where datagrams go, in [`crate::path`].
 
+mod address;
 mod cookie;
 mod handshake;
 mod keys;
@@ -12,6 +13,7 @@ mod replay;
 mod slot_table;
 mod timestamp;
 
+pub use address::{answer_challenge, answer_is_by, answered_nonce, challenge};
 pub use cookie::{Admission, Cookie, HandshakeGate, HandshakeGateStats};
 pub use handshake::{HandshakeError, Initiation, Initiator, open_initiation};
 pub use keys::{InvalidKeys, LocalKeys};

@@ -14,6 +14,10 @@ pub const RESPONSE: u8 = 0x81;
 pub const COOKIE_REPLY: u8 = 0x82;
 /// A sealed frame or control message.
 pub const DATA: u8 = 0x84;
+/// Asks whether a member receives at an address.
+pub const PATH_CHALLENGE: u8 = 0x85;
+/// Says so.
+pub const PATH_RESPONSE: u8 = 0x86;
 /// In a relay's wrapper, on its way to the relay.
 pub const TO_PLACE: u8 = 0xA4;
 /// In a relay's wrapper, on its way from the relay.
@@ -208,6 +212,10 @@ pub enum DatagramKind {
     CookieReply,
     /// A sealed datagram.
     Data(DataHeader),
+    /// Somebody asks whether we receive here.
+    PathChallenge,
+    /// Somebody says that it received our question there.
+    PathResponse,
     /// A relay's client asks for its place, or proves its address.
     RelayRequest,
     /// A relay answers its client.
@@ -230,6 +238,8 @@ pub fn classify(datagram: &[u8]) -> DatagramKind {
         RESPONSE => DatagramKind::Response,
         COOKIE_REPLY => DatagramKind::CookieReply,
         DATA => DataHeader::parse(datagram).map_or(DatagramKind::Unknown, DatagramKind::Data),
+        PATH_CHALLENGE => DatagramKind::PathChallenge,
+        PATH_RESPONSE => DatagramKind::PathResponse,
         REQUEST | CONFIRM => DatagramKind::RelayRequest,
         CHALLENGE | BOUND => DatagramKind::RelayReply,
         TO_PLACE | FROM_PLACE => match RelayHeader::parse(datagram) {

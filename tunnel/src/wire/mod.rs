@@ -11,4 +11,5 @@ pub mod handshake;
 pub mod ip;
 pub mod ndp;
 pub mod offload;
+pub mod path_challenge;
 pub mod vnet;

@@ -248,7 +248,9 @@ impl Worker {
             DatagramKind::Data(_)
             | DatagramKind::Initiation
             | DatagramKind::Response
-            | DatagramKind::CookieReply => {
+            | DatagramKind::CookieReply
+            | DatagramKind::PathChallenge
+            | DatagramKind::PathResponse => {
                 state.pass_to_engine(from, datagram, now, out);
             }
             _ => state.count(Counter::DropUnknownDatagram, now),

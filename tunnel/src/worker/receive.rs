@@ -42,7 +42,8 @@ impl State {
         let Some(lane) = self.lanes.get_mut(&slot) else {
             self.count(Counter::DropUnknownSession, now);
             if self.limits.unknown_sessions.take(now) {
-                self.report(Report::UnknownSession { from }, now, out);
+                let bytes = datagram.len();
+                self.report(Report::UnknownSession { from, bytes }, now, out);
             }
             return;
         };

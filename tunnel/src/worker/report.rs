@@ -52,6 +52,8 @@ pub enum Report {
     UnknownSession {
         /// How it came.
         from: PathAddr,
+        /// How long it was, without a relay's wrapper.
+        bytes: usize,
     },
     /// Authenticated datagrams come this way (at most four times a second per session and way).
     Heard {

@@ -1,14 +1,14 @@
 //! When to shake hands with a member, how often to try again, and what the answers change.
 //! What the messages hold is [`crate::session`]'s; where they go, the path agent's.
 
-use super::{HEADERS_BYTES, Live, Peer, release};
+use super::{HEADERS_BYTES, Live, Peer, release, validation::Allowed};
 use crate::{
     engine::{
         context::{Context, Redraw},
         message::{DownReason, Event},
         network::Local,
     },
-    session::{Cookie, Established, Initiator, REKEY_JITTER_MAX},
+    session::{self, Cookie, Established, Initiator, REKEY_JITTER_MAX},
     stats::Counter,
 };
 use overlay_types::PathAddr;
@@ -40,6 +40,10 @@ pub(super) enum Handshake {
     },
     Sent {
         initiator: Box<Initiator>,
+        /// The initiation, for addresses that prove that the peer receives there.
+        message: Vec<u8>,
+        /// Whether it went anywhere.
+        is_out: bool,
         /// The same, with the one under way; none when it went out before there were the ways of now.
         tries: u32,
         retry_at: Instant,
@@ -110,7 +114,60 @@ impl Peer {
     /// Whether this initiation loses against ours, which crosses it: the lower id's goes first, as long as it is the first
     /// over these ways. After that it may be that only the other side's arrive.
     pub(in crate::engine) fn outranks(&self, local: &Local) -> bool {
-        matches!(self.handshake, Handshake::Sent { tries: 0..=1, .. }) && local.me < self.key.1
+        let is_first = matches!(
+            self.handshake,
+            Handshake::Sent {
+                tries: 0..=1,
+                is_out: true,
+                ..
+            }
+        );
+        is_first && local.me < self.key.1
+    }
+
+    /// So many bytes came from the peer outside its sessions: the initiation may go to addresses that prove nothing for them.
+    pub(in crate::engine) fn pay(&mut self, bytes: u64) {
+        self.validation.pay(bytes);
+    }
+
+    /// Somebody at an address that may be the peer's, or at its relay's, does not know our session: is it the peer? Seldom, and
+    /// no longer than what came from there.
+    pub(in crate::engine) fn ask_back(&mut self, from: PathAddr, ctx: &mut Context, now: Instant) {
+        let last = self.asked_back_at;
+        if last.is_none_or(|at| now.saturating_duration_since(at) >= HANDSHAKE_PAUSE) {
+            self.asked_back_at = Some(now);
+            self.challenge(from, ctx, now);
+        }
+    }
+
+    fn challenge(&self, to: PathAddr, ctx: &mut Context, now: Instant) {
+        let nonce = ctx.rng.random();
+        ctx.challenges.note_asked(nonce, self.key, to, now);
+        ctx.count(Counter::AddressesAsked);
+        ctx.send(
+            to,
+            &session::challenge(self.key.0, &self.keys.x25519, nonce),
+        );
+    }
+
+    /// The peer receives there: it answered our question.
+    pub(in crate::engine) fn handle_path_response(
+        &mut self,
+        from: PathAddr,
+        ctx: &mut Context,
+        now: Instant,
+    ) {
+        self.validation.note_proven(from, now);
+        if let Handshake::Sent {
+            message, is_out, ..
+        } = &mut self.handshake
+        {
+            *is_out = true;
+            ctx.count(Counter::HandshakesSent);
+            ctx.send(from, message);
+        } else if self.next.is_none() && !self.is_well(now) {
+            self.want_handshake_seldom(now);
+        }
     }
 
     /// Whether an initiation is newer than the last one; it is the last one from then on.
@@ -154,6 +211,8 @@ impl Peer {
     ) {
         let Handshake::Sent {
             initiator,
+            message: initiation,
+            is_out,
             tries,
             retry_at,
         } = std::mem::replace(&mut self.handshake, Handshake::Idle)
@@ -180,6 +239,8 @@ impl Peer {
             Err((initiator, _)) => {
                 self.handshake = Handshake::Sent {
                     initiator: Box::new(initiator),
+                    message: initiation,
+                    is_out,
                     tries,
                     retry_at,
                 };
@@ -314,13 +375,30 @@ impl Peer {
             }; // its keys are no keys until it says better ones
             return;
         };
-        for to in targets {
-            ctx.count(Counter::HandshakesSent);
-            ctx.send(to, &message);
+        let mut is_out = false;
+        for (place, to) in targets.into_iter().enumerate() {
+            // Relays stand first: the best of them is called at once, so that data flows after one round trip.
+            let is_first = place == 0 && tries == 0;
+            let allowed = if self.agent.is_validated(to) {
+                Allowed::Message
+            } else {
+                self.validation.allow(to, message.len(), is_first, now)
+            };
+            match allowed {
+                Allowed::Message => {
+                    is_out = true;
+                    ctx.count(Counter::HandshakesSent);
+                    ctx.send(to, &message);
+                }
+                Allowed::Challenge => self.challenge(to, ctx, now),
+                Allowed::Nothing => ctx.count(Counter::DropUnpaid),
+            }
         }
         self.handshake_sent_at = Some(now);
         self.handshake = Handshake::Sent {
             initiator: Box::new(initiator),
+            message,
+            is_out,
             tries: tries + 1,
             retry_at,
         };

@@ -4,11 +4,13 @@
 mod handshake;
 mod live;
 mod send;
+mod validation;
 
 pub(super) use handshake::YIELD;
 pub(super) use live::Live;
 
 use handshake::Handshake;
+use validation::Validation;
 
 use super::{
     context::{Context, PeerKey, Redraw},
@@ -43,7 +45,7 @@ const IN_USE: Duration = Duration::from_secs(120);
 
 /// UDP's and IPv4's, which count where bytes received pay for bytes sent. IPv6's are longer, so that the peer has a little
 /// less of it.
-const HEADERS_BYTES: usize = 28;
+pub(super) const HEADERS_BYTES: usize = 28;
 
 /// One member.
 pub(super) struct Peer {
@@ -54,6 +56,7 @@ pub(super) struct Peer {
     relays_for_us: bool,
     pub(super) agent: PathAgent,
     handshake: Handshake,
+    validation: Validation,
     /// Frames leave over this one.
     pub(super) current: Option<Box<Live>>,
     /// Answered by us, and not yet used by the peer: nothing is sent over it before.
@@ -66,6 +69,7 @@ pub(super) struct Peer {
     pings: VecDeque<(u64, Instant)>,
     totals: Traffic,
     handshake_sent_at: Option<Instant>,
+    asked_back_at: Option<Instant>,
     /// Since when data that we sent is unanswered.
     unanswered_since: Option<Instant>,
     /// Whether the peer may be gone: the next session starts from nothing.
@@ -95,6 +99,7 @@ impl Peer {
             relays_for_us: false,
             agent,
             handshake: Handshake::Idle,
+            validation: Validation::default(),
             current: None,
             next: None,
             previous: None,
@@ -104,6 +109,7 @@ impl Peer {
             pings: VecDeque::new(),
             totals: Traffic::default(),
             handshake_sent_at: None,
+            asked_back_at: None,
             unanswered_since: None,
             is_suspect: false,
             data_at: None,
@@ -329,6 +335,9 @@ impl Peer {
         self.unanswered_since = None;
         self.wants_renewal = false;
         ctx.redraw(Redraw::Ways);
+        for addr in self.agent.validated() {
+            self.validation.note_proven(addr, now);
+        }
         self.agent.handle_session_down(now);
         if was_up {
             let (network, peer) = self.key;

@@ -1,3 +1,4 @@
+mod addresses;
 mod frames;
 mod held_relays;
 mod relays;

@@ -46,6 +46,7 @@ fn publish(world: &mut World) {
                 keys: public(node),
                 candidates: candidates.clone(),
                 eager: true,
+                paid: RECORD_BYTES,
             };
             world.command(other, upsert);
         }
@@ -193,6 +194,7 @@ fn a_member_that_lists_relays_everywhere_has_us_ask_few_of_them() {
             keys: public(1),
             candidates: (0..16).map(|n| listed(n + 7 * round)).collect(),
             eager: true,
+            paid: RECORD_BYTES,
         };
         world.command(0, upsert);
         world.run(SECOND / 2);

@@ -95,6 +95,7 @@ fn a_node_whose_peer_restarted_finds_out_although_the_peer_cannot_know_its_addre
             keys,
             candidates: Vec::new(),
             eager: false,
+            paid: RECORD_BYTES,
         },
     );
     world.bind_all(1);
@@ -232,6 +233,7 @@ fn calls_that_cross_after_both_learned_new_ways_end_with_one_session_soon() {
                     keys,
                     candidates,
                     eager: true,
+                    paid: RECORD_BYTES,
                 },
             );
         }

@@ -30,6 +30,8 @@ pub(super) const NET: NetworkId = NetworkId([9; 32]);
 pub(super) const PORT: PortId = PortId(1);
 pub(super) const DELAY: Duration = Duration::from_millis(10);
 pub(super) const SECOND: Duration = Duration::from_secs(1);
+/// What a node's record has, about.
+pub(super) const RECORD_BYTES: u64 = 2000;
 
 pub(super) fn addr(node: usize) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, node as u8 + 1], 4000))
@@ -229,6 +231,7 @@ impl World {
                 keys,
                 candidates,
                 eager,
+                paid: RECORD_BYTES,
             },
         );
     }
