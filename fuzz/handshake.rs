@@ -8,8 +8,8 @@ use rand_chacha::ChaCha20Rng;
 use std::sync::LazyLock;
 use std::time::Instant;
 use tunnel::session::{
-    Admission, HandshakeGate, Initiator, LocalKeys, SessionSlot, mac1, mac1_matches,
-    open_initiation,
+    Admission, HandshakeGate, Initiator, LocalKeys, SessionSlot, answer_challenge, answer_is_by,
+    answered_nonce, challenge, mac1, mac1_matches, open_initiation,
 };
 use tunnel::wire::handshake::{INITIATION_BYTES, MAC_BYTES, RESPONSE_BYTES};
 
@@ -50,6 +50,35 @@ fn remacked(mut message: Vec<u8>, usual: usize, receiver: &[u8; 32]) -> Vec<u8> 
         message[at..usual].copy_from_slice(&mac);
     }
     message
+}
+
+#[test]
+fn path_challenges_are_answered() {
+    check!()
+        .with_type()
+        .for_each(|(edits, nonce): &(Edits, [u8; 8])| {
+            let bob = BOB.public().x25519;
+            let asked = challenge(NETWORK, &bob, *nonce);
+            let message = broken(&asked, edits);
+            assert_eq!(answered_nonce(&asked), None);
+            let Some(answer) = answer_challenge(&bob, NETWORK, &message) else {
+                assert_ne!(message, asked, "what is right is answered");
+                let _ = (
+                    answered_nonce(&message),
+                    answer_is_by(&bob, NETWORK, &message),
+                );
+                return;
+            };
+            assert_eq!(answer.len(), message.len(), "in no more bytes");
+            assert_eq!(answered_nonce(&answer), Some(*nonce));
+            assert!(answer_is_by(&bob, NETWORK, &answer));
+            assert!(!answer_is_by(&ALICE.public().x25519, NETWORK, &answer));
+            let answer = broken(&answer, edits);
+            let _ = (
+                answered_nonce(&answer),
+                answer_is_by(&bob, NETWORK, &answer),
+            );
+        });
 }
 
 #[test]

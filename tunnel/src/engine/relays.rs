@@ -116,6 +116,13 @@ struct Need {
     until: Instant,
 }
 
+impl Need {
+    /// Whether it was more than the moment until a direct path is found.
+    fn lasted(&self) -> bool {
+        self.until >= self.since + SHORT_FOR + WANTED_FOR
+    }
+}
+
 /// A place that a member gave: its number, and the key that proves whose it is.
 pub(super) type Given = (u32, [u8; 32]);
 
@@ -336,7 +343,7 @@ impl Relays {
             let until = now + WANTED_FOR;
             Some(Need { since, until })
         } else {
-            self.need.filter(|need| now < need.until)
+            self.need.filter(|need| now < need.until && need.lasted())
         };
         let is_due = self.need.is_some_and(|need| now >= need.since + SHORT_FOR);
         let has_member = members

@@ -167,6 +167,17 @@ fn no_member_is_held_where_nobody_needs_a_relay_or_nobody_gives_one() {
 }
 
 #[test]
+fn a_relay_that_carried_until_the_direct_path_was_found_is_no_need() {
+    let now = Instant::now();
+    let mut relays = bound_at(2, now);
+    let fabrics = [fabric(0), fabric(1)];
+    relays.look(&[needy(3, &fabrics, &fabrics), willing(1)], now);
+    relays.look(&[willing(3), willing(1)], now + Duration::from_millis(300));
+    let look = relays.look(&[willing(3), willing(1)], now + SOON);
+    assert!(look.asks.is_empty() && !relays.uses(peer_id(1)));
+}
+
+#[test]
 fn a_member_that_a_path_goes_through_is_kept_when_nearer_ones_are_found() {
     let now = Instant::now();
     let mut relays = bound_at(0, now);
