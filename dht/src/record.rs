@@ -157,6 +157,24 @@ mod tests {
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
+    /// What it pays for at addresses that proved nothing: an initiation has 1244 bytes with its headers, a question 48.
+    #[test]
+    fn a_record_with_one_lease_pays_for_a_call_and_several_questions() {
+        let mut lab = Lab::new("10.77.0.0/16", DhcpMode::Overlay);
+        let (peer, membership) = lab.member("n");
+        let lease = lab.claim(&peer, None).unwrap();
+        let record = signed(
+            lab.record(&peer, &membership, vec![lease], Vec::new()),
+            &peer,
+        );
+        let (paid, came) = (
+            record.signed_bytes(),
+            record.signed().to_bytes().len() as u64,
+        );
+        assert!(paid <= came && came < paid + 8, "{paid} of {came}");
+        assert!(paid > 1244 + 8 * 48, "only {paid}");
+    }
+
     #[test]
     fn a_full_record_fits_its_slot() {
         let mut lab = Lab::new("10.77.0.0/16", DhcpMode::Overlay);
