@@ -269,19 +269,20 @@ pub struct Source {
     pub ip: Option<IpAddr>,
 }
 
-impl Source {
-    /// The /24 (IPv4) or /48 (IPv6) that shares a quota; relayed connections share one.
-    fn site(&self) -> [u8; 7] {
-        match self.ip.map(|ip| ip.to_canonical()) {
-            None => [0; 7],
-            Some(IpAddr::V4(v4)) => {
-                let [a, b, c, _] = v4.octets();
-                [4, a, b, c, 0, 0, 0]
-            }
-            Some(IpAddr::V6(v6)) => {
-                let o = v6.octets();
-                [6, o[0], o[1], o[2], o[3], o[4], o[5]]
-            }
+/// A /24 (IPv4) or /48 (IPv6): about what one customer controls.
+pub(crate) type Site = [u8; 7];
+
+/// The site of an address; relayed connections, which have none here, are one.
+pub(crate) fn site_of(ip: Option<IpAddr>) -> Site {
+    match ip.map(|ip| ip.to_canonical()) {
+        None => [0; 7],
+        Some(IpAddr::V4(v4)) => {
+            let [a, b, c, _] = v4.octets();
+            [4, a, b, c, 0, 0, 0]
+        }
+        Some(IpAddr::V6(v6)) => {
+            let o = v6.octets();
+            [6, o[0], o[1], o[2], o[3], o[4], o[5]]
         }
     }
 }
@@ -362,7 +363,7 @@ pub struct SlotStore {
     limits: SlotLimits,
     slots: BTreeMap<[u8; 32], Vec<Kept>>,
     by_peer: BTreeMap<PeerId, usize>,
-    by_site: BTreeMap<[u8; 7], usize>,
+    by_site: BTreeMap<Site, usize>,
     bytes: usize,
     counters: SlotCounters,
 }
@@ -438,7 +439,7 @@ impl SlotStore {
         }
         if own.is_none() {
             let of_peer = self.by_peer.get(&source.peer).copied().unwrap_or(0);
-            let of_site = self.by_site.get(&source.site()).copied().unwrap_or(0);
+            let of_site = self.by_site.get(&site_of(source.ip)).copied().unwrap_or(0);
             if of_peer >= self.limits.values_per_peer || of_site >= self.limits.values_per_site {
                 return Err(PutError::Quota);
             }
@@ -462,7 +463,7 @@ impl SlotStore {
         }
         self.bytes += value.size();
         *self.by_peer.entry(source.peer).or_default() += 1;
-        *self.by_site.entry(source.site()).or_default() += 1;
+        *self.by_site.entry(site_of(source.ip)).or_default() += 1;
         self.slots
             .entry(key)
             .or_default()
@@ -513,7 +514,7 @@ impl SlotStore {
     fn uncount(&mut self, kept: &Kept) {
         self.bytes -= kept.value.size();
         decrement(&mut self.by_peer, kept.source.peer);
-        decrement(&mut self.by_site, kept.source.site());
+        decrement(&mut self.by_site, site_of(kept.source.ip));
     }
 }
 

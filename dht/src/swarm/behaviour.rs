@@ -1,5 +1,6 @@
 //! Which libp2p protocols a node speaks, and with which limits. What is done with their events is [`super::task`]'s part.
 
+use super::circuits::{CircuitLimits, relay_server};
 use super::codec::BytesCodec;
 use super::gate::Gate;
 use super::slots::SlotKad;
@@ -10,12 +11,11 @@ use libp2p::identity::Keypair;
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::{
-    PeerId, StreamProtocol, Swarm, SwarmBuilder, Transport, autonat, dcutr, identify, kad, mdns,
-    noise, ping, relay, request_response, tcp, yamux,
+    StreamProtocol, Swarm, SwarmBuilder, Transport, autonat, dcutr, identify, kad, mdns, noise,
+    ping, relay, request_response, tcp, yamux,
 };
 use libp2p_allow_block_list::{self as allow_block_list, BlockedPeers};
 use libp2p_connection_limits::{self as connection_limits, ConnectionLimits};
-use std::num::NonZeroU32;
 use std::time::Duration;
 
 const REQUEST_PROTOCOL: StreamProtocol = StreamProtocol::new("/farlan/req/1");
@@ -45,19 +45,9 @@ const IDENTIFY_INTERVAL: Duration = Duration::from_secs(300);
 /// Connections with one peer: two transports and a circuit, while one replaces another.
 const CONNECTIONS_PER_PEER: u32 = 6;
 /// A fabric node's connections cost some 60 kB each.
-const FABRIC_CONNECTIONS_MAX: u32 = 10_000;
+pub(super) const FABRIC_CONNECTIONS_MAX: u32 = 10_000;
 const MEMBER_CONNECTIONS_MAX: u32 = 1_000;
 const PENDING_MAX: u32 = 512;
-
-/// Reservations and circuits at one fabric node. They carry signalling, a few kB each; frames have their own relay.
-const RELAY_MAX: usize = 4096;
-const RELAY_PER_PEER: usize = 8;
-const CIRCUITS_PER_PEER: usize = 256;
-const RESERVATION_TIME: Duration = Duration::from_secs(3600);
-/// A circuit lives until somebody closes it; zero would close it at once, and the wire has 32 bits of seconds.
-const CIRCUIT_TIME: Duration = Duration::from_secs(365 * 86_400);
-/// Reservations and circuits of one IP address in a minute: a site's members behind one NAT come back together after an outage.
-const RELAY_RATE_PER_IP: NonZeroU32 = NonZeroU32::new(6_000).expect("6000 > 0");
 
 /// Everything a node speaks. Those that refuse connections come first: a later one must not have acted on what is refused.
 #[derive(NetworkBehaviour)]
@@ -81,6 +71,7 @@ pub(super) struct Behaviour {
 pub(super) fn build(
     config: &SwarmConfig,
     keypair: Keypair,
+    circuits: CircuitLimits,
 ) -> Result<Swarm<Behaviour>, SpawnError> {
     let failed = |what: &'static str| {
         move |error: &dyn std::fmt::Display| SpawnError::Transport(format!("{what}: {error}"))
@@ -115,7 +106,7 @@ pub(super) fn build(
                 .with_relay_client(noise::Config::new, yamux::Config::default)
                 .map_err(|error| failed("relay client")(&error))?
                 .with_behaviour(|keypair, relay_client| {
-                    Behaviour::new(keypair, relay_client, role, with_mdns)
+                    Behaviour::new(keypair, relay_client, role, with_mdns, circuits)
                 })
                 .map_err(|error| failed("behaviour")(&error))?
                 .with_swarm_config(|swarm| {
@@ -146,6 +137,7 @@ impl Behaviour {
         relay_client: relay::client::Behaviour,
         role: Role,
         with_mdns: bool,
+        circuits: CircuitLimits,
     ) -> Self {
         let local = keypair.public().to_peer_id();
         let is_fabric = role == Role::Fabric;
@@ -182,7 +174,7 @@ impl Behaviour {
             blocked: allow_block_list::Behaviour::default(),
             gate: Gate::default(),
             relay_client,
-            relay_server: is_fabric.then(|| relay_server(local)).into(),
+            relay_server: is_fabric.then(|| relay_server(local, circuits)).into(),
             dcutr: (!is_fabric).then(|| dcutr::Behaviour::new(local)).into(),
             autonat_client: (!is_fabric)
                 .then(autonat::v2::client::Behaviour::default)
@@ -204,26 +196,4 @@ impl Behaviour {
             ),
         }
     }
-}
-
-/// libp2p's own limits are for strangers who pass by (128 reservations, 16 circuits of 128 KiB and 2 min); members live on ours.
-fn relay_server(local: PeerId) -> relay::Behaviour {
-    let minute = Duration::from_secs(60);
-    let config = relay::Config {
-        max_reservations: RELAY_MAX,
-        max_reservations_per_peer: RELAY_PER_PEER,
-        reservation_duration: RESERVATION_TIME,
-        max_circuits: RELAY_MAX,
-        max_circuits_per_peer: CIRCUITS_PER_PEER,
-        max_circuit_duration: CIRCUIT_TIME,
-        max_circuit_bytes: 0, // unlimited
-        reservation_rate_limiters: Vec::new(),
-        circuit_src_rate_limiters: Vec::new(),
-    };
-    let config = config
-        .reservation_rate_per_ip(RELAY_RATE_PER_IP, minute)
-        .circuit_src_per_ip(RELAY_RATE_PER_IP, minute);
-    let mut server = relay::Behaviour::new(local, config);
-    server.set_status(Some(relay::Status::Enable));
-    server
 }

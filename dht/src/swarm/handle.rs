@@ -86,9 +86,10 @@ impl SwarmHandle {
     }
 
     /// Asks `peer`, connecting over `addresses` (multiaddrs; others than that are passed over), what is known of it, and circuits through our fabric nodes.
+    /// Where a connection is lost before the answer it is asked again over another one, so it must be harmless twice.
     ///
     /// # Errors
-    /// [`RequestError`]; only [`RequestError::Interrupted`] leaves open whether the peer acted on it.
+    /// [`RequestError`]; the peer may have acted on it all the same.
     pub async fn request(
         &self,
         peer: PeerId,
@@ -230,7 +231,7 @@ pub enum RequestError {
     /// The peer may be busy; the caller may try again.
     #[error("no answer within {} s", .0.as_secs())]
     TimedOut(Duration),
-    /// The peer may or may not have acted on it; the caller should ask again only what is harmless twice.
+    /// The peer ended the stream without an answer; it may or may not have acted on the request.
     #[error("the connection broke before the answer came: {0}")]
     Interrupted(String),
     /// The peer does not speak our protocol; asking again is of no use.

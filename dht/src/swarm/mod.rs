@@ -9,6 +9,7 @@
 
 mod behaviour;
 mod bundle;
+mod circuits;
 mod codec;
 mod gate;
 mod handle;
@@ -35,6 +36,7 @@ pub use streams::{
 };
 
 use crate::identity::Identity;
+use circuits::CircuitLimits;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use tokio::sync::mpsc;
 
@@ -100,11 +102,18 @@ pub enum SpawnError {
 /// # Errors
 /// [`SpawnError`] when it cannot listen. Missing IPv6 is no error: what remains is listened on.
 pub fn spawn(config: SwarmConfig) -> Result<(SwarmHandle, mpsc::Receiver<SwarmEvent>), SpawnError> {
+    spawn_with(config, CircuitLimits::default())
+}
+
+fn spawn_with(
+    config: SwarmConfig,
+    circuits: CircuitLimits,
+) -> Result<(SwarmHandle, mpsc::Receiver<SwarmEvent>), SpawnError> {
     let peer_id = config.identity.peer_id();
     let keypair = streams::keypair(&config.identity);
     let (commands, commands_rx) = mpsc::channel(COMMANDS_MAX);
     let (events, events_rx) = mpsc::channel(EVENTS_MAX);
-    let swarm = behaviour::build(&config, keypair)?;
+    let swarm = behaviour::build(&config, keypair, circuits)?;
     let task = task::SwarmTask::new(swarm, config, commands_rx, events)?;
     tokio::spawn(task.run());
     Ok((SwarmHandle { peer_id, commands }, events_rx))

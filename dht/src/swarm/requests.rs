@@ -229,8 +229,7 @@ impl Requests {
         is_homeless: bool,
         now: Instant,
     ) {
-        if matches!(failure, OutboundFailure::DialFailure) {
-            // The connection went away between our look and the sending; nothing was sent.
+        if is_lost_connection(failure) {
             let id = self
                 .by_id
                 .iter()
@@ -261,6 +260,22 @@ impl Requests {
             .find(|(_, request)| matches!(request.state, State::Sent { id } if id == sent))
             .map(|(&id, _)| id)?;
         self.by_id.remove(&id)
+    }
+}
+
+/// Whether the connection went, before the request was sent or before it was answered: then it is asked again over another one. The
+/// peer may thus be asked twice, as by every caller that repeats what got no answer.
+fn is_lost_connection(failure: &OutboundFailure) -> bool {
+    match failure {
+        OutboundFailure::DialFailure | OutboundFailure::ConnectionClosed => true,
+        OutboundFailure::Io(error) => {
+            // A stream that ends early is an answer, and one that breaks a rule is none that another connection would better.
+            !matches!(
+                error.kind(),
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+            )
+        }
+        OutboundFailure::Timeout | OutboundFailure::UnsupportedProtocols => false,
     }
 }
 

@@ -41,6 +41,7 @@ impl RelaySection {
             identity_rate,
             subnet_rate: total_rate, // who is behind one relay or NAT is known as a member all the same
             total_rate,
+            shared_by_subnet: false,
             floor_rate: MEMBER_FLOOR_RATE,
             places_max: MEMBER_PLACES_MAX,
             places_per_subnet_max: MEMBER_PLACES_MAX,

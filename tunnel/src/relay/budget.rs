@@ -17,13 +17,22 @@ const BURST_MIN: u64 = 64 * 1024;
 impl Budget {
     /// `rate` in bytes a second; an eighth of a second of it may come at once.
     pub(crate) fn new(rate: u64, now: Instant) -> Self {
-        let burst = (rate / 8).max(BURST_MIN);
+        Self::with_burst(rate, (rate / 8).max(BURST_MIN), now)
+    }
+
+    /// `rate` in bytes a second; `burst` of them may come at once.
+    pub(super) const fn with_burst(rate: u64, burst: u64, now: Instant) -> Self {
         Self {
             bytes: burst,
             rate,
             burst,
             refilled_at: now,
         }
+    }
+
+    /// The same with nothing in it yet.
+    pub(super) const fn spent(self) -> Self {
+        Self { bytes: 0, ..self }
     }
 
     /// Whether `bytes` fit now.

@@ -6,6 +6,7 @@ pub(crate) mod choice;
 mod client;
 pub mod message;
 mod server;
+mod shares;
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests;

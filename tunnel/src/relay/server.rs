@@ -3,6 +3,7 @@
 
 use super::budget::Budget;
 use super::message::{CHALLENGE, CONFIRM, MESSAGE_BYTES, Message, REQUEST, keyed};
+use super::shares::Shares;
 use crate::wire::datagram::{DatagramKind, RelayHeader, WRAPPERS_MAX, classify, wrappers};
 use overlay_types::{PathAddr, PeerId};
 use rand::{Rng, SeedableRng};
@@ -17,11 +18,15 @@ use zerocopy::IntoBytes;
 pub struct RelayLimits {
     /// For one identity.
     pub identity_rate: u64,
-    /// For all of one /24 (IPv4) or /48 (IPv6).
+    /// For all of one /24 (IPv4) or /48 (IPv6), where these have shares.
     pub subnet_rate: u64,
-    /// For all together.
+    /// For all together. Whoever wants of it has an even share.
     pub total_rate: u64,
-    /// What every identity keeps when the two above are spent, so that a heavy neighbour silences nobody.
+    /// Whether the shares are those of a /24 or /48, and within it those of its identities: where anybody may come with as many
+    /// identities as he likes.
+    pub shared_by_subnet: bool,
+    /// What every identity has in any case, so that a heavy neighbour silences nobody. It is part of the two above: where one of these
+    /// does not suffice for all places, it is a place's even part of it.
     pub floor_rate: u64,
     /// Places in all.
     pub places_max: usize,
@@ -35,6 +40,7 @@ impl Default for RelayLimits {
             identity_rate: 32_000_000,
             subnet_rate: 64_000_000,
             total_rate: 125_000_000, // a gigabit, the usual uplink of whoever has a public address
+            shared_by_subnet: true,
             floor_rate: 16_000,
             places_max: 4096,
             places_per_subnet_max: 256,
@@ -50,6 +56,12 @@ const PLACE_KEPT_FOR: Duration = Duration::from_secs(600);
 
 /// A challenge must be answered within one to two of these.
 const TOKEN_EPOCH: Duration = Duration::from_secs(15);
+
+/// What may pass at once of an identity's floor: ten segments, the first window of a TCP connection (RFC 6928).
+const FLOOR_BURST: u64 = 16 * 1024;
+
+/// The one site of all, where subnets are not told apart.
+const ANYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// How often expired bindings and places are swept.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
@@ -79,7 +91,7 @@ pub struct RelayStats {
     pub dropped_crowded: u64,
     /// Beyond the sender's own budget.
     pub dropped_identity_budget: u64,
-    /// Beyond its subnet's or the total budget, and beyond the floor.
+    /// Beyond its share of what its subnet or all together may have, and beyond the floor.
     pub dropped_shared_budget: u64,
     /// Through more relays than two.
     pub dropped_nested: u64,
@@ -118,8 +130,9 @@ pub struct RelayServer {
     has_news: bool,
     /// Who is behind addresses of this host: the other ends of streams.
     streams: BTreeMap<SocketAddr, IpAddr>,
-    subnets: BTreeMap<IpAddr, Subnet>,
-    total: Budget,
+    /// Bound places of each /24 or /48.
+    subnets: BTreeMap<IpAddr, usize>,
+    total: Shares,
     sweep_at: Instant,
     stats: RelayStats,
 }
@@ -145,18 +158,25 @@ struct Bound {
     expires_at: Instant,
 }
 
-/// Exists while anybody of it is bound, so it is bounded by the places.
-#[derive(Debug)]
-struct Subnet {
-    bound: usize,
-    budget: Budget,
-}
-
 impl RelayServer {
     /// A relay without places. `seed` must be secret: keys come from it.
     pub fn new(seed: [u8; 32], limits: RelayLimits, now: Instant) -> Self {
         let mut rng = ChaCha20Rng::from_seed(seed);
         let places_max = limits.places_max.min(1 << 16);
+        let subnet_rate = if limits.shared_by_subnet {
+            limits.subnet_rate
+        } else {
+            limits.total_rate
+        };
+        let even = |rate: u64, places: usize| rate / places.max(1) as u64;
+        let floor_rate = limits
+            .floor_rate
+            .min(even(limits.total_rate, places_max))
+            .min(even(subnet_rate, limits.places_per_subnet_max));
+        let limits = RelayLimits {
+            floor_rate,
+            ..limits
+        };
         Self {
             secret: rng.random(),
             rng,
@@ -169,7 +189,7 @@ impl RelayServer {
             has_news: false,
             streams: BTreeMap::new(),
             subnets: BTreeMap::new(),
-            total: Budget::new(limits.total_rate, now),
+            total: Shares::new(limits.total_rate, subnet_rate, now),
             sweep_at: now + SWEEP_EVERY,
             stats: RelayStats::default(),
         }
@@ -203,7 +223,8 @@ impl RelayServer {
             generation: 0,
             expires_at: now + PLACE_KEPT_FOR,
             budget: Budget::new(self.limits.identity_rate, now),
-            floor: Budget::new(self.limits.floor_rate, now),
+            // Empty at first, or each new identity would be a burst.
+            floor: Budget::with_burst(self.limits.floor_rate, FLOOR_BURST, now).spent(),
         });
         self.by_peer.insert(peer, index);
         Ok((index, key))
@@ -327,26 +348,23 @@ impl RelayServer {
         let place = self.places[slot(sender)]
             .as_mut()
             .expect("whoever is bound has a place");
-        let subnet = place
-            .bound
-            .map_or(from.socket_addr().ip(), |bound| bound.subnet);
-        let subnet = self
-            .subnets
-            .get_mut(&subnet)
-            .expect("whoever is bound is counted in its subnet");
+        let site = match place.bound {
+            Some(bound) if self.limits.shared_by_subnet => bound.subnet,
+            _ => ANYWHERE,
+        };
         if !place.budget.has(bytes, now) {
             self.stats.dropped_identity_budget += 1;
             return Verdict::Drop;
         }
-        if subnet.budget.has(bytes, now) && self.total.has(bytes, now) {
-            subnet.budget.pay(bytes);
-            self.total.pay(bytes);
-        } else if place.floor.has(bytes, now) {
+        let number = slot(sender) as u16;
+        if !self.total.has(site, number, bytes, now) {
+            if !place.floor.has(bytes, now) {
+                self.stats.dropped_shared_budget += 1;
+                return Verdict::Drop;
+            }
             place.floor.pay(bytes);
-        } else {
-            self.stats.dropped_shared_budget += 1;
-            return Verdict::Drop;
         }
+        self.total.owe(site, number, bytes);
         place.budget.pay(bytes);
         let header = RelayHeader::from(sender);
         datagram[..size_of::<RelayHeader>()].copy_from_slice(header.as_bytes());
@@ -407,7 +425,7 @@ impl RelayServer {
     fn occupy(&mut self, index: u32, addr: PathAddr, now: Instant) -> bool {
         let ip = addr.socket_addr();
         let subnet = subnet_of(self.streams.get(&ip).map_or(ip.ip(), |client| *client));
-        let held = self.subnets.get(&subnet).map_or(0, |s| s.bound);
+        let held = self.subnets.get(&subnet).copied().unwrap_or(0);
         if held >= self.limits.places_per_subnet_max && !self.by_addr.contains_key(&addr) {
             return false;
         }
@@ -434,11 +452,7 @@ impl RelayServer {
         }
         self.by_addr.insert(addr, index);
         self.has_news = true;
-        let fresh = || Subnet {
-            bound: 0,
-            budget: Budget::new(self.limits.subnet_rate, now),
-        };
-        self.subnets.entry(subnet).or_insert_with(fresh).bound += 1;
+        *self.subnets.entry(subnet).or_default() += 1;
         true
     }
 
@@ -482,9 +496,9 @@ impl RelayServer {
     fn release(&mut self, bound: Bound) {
         self.by_addr.remove(&bound.addr);
         self.has_news = true;
-        if let Some(subnet) = self.subnets.get_mut(&bound.subnet) {
-            subnet.bound -= 1;
-            if subnet.bound == 0 {
+        if let Some(held) = self.subnets.get_mut(&bound.subnet) {
+            *held -= 1;
+            if *held == 0 {
                 self.subnets.remove(&bound.subnet);
             }
         }

@@ -374,6 +374,131 @@ fn budgets_hold_per_identity_and_the_floor_holds_for_its_neighbours() {
     assert_eq!(light_passed, 100);
 }
 
+/// Senders of a relay, each at its own address: which of four /24s, how long its datagrams are, and how many microseconds lie
+/// between two.
+type Senders = Vec<(u8, usize, u64)>;
+
+/// What passed in `seconds`: when, whose, how many bytes.
+fn relayed(limits: RelayLimits, senders: &Senders, seconds: u64) -> Vec<(u64, usize, u64)> {
+    let t0 = Instant::now();
+    let mut relay = server(limits, t0);
+    let from: Vec<_> = senders
+        .iter()
+        .enumerate()
+        .map(|(n, (subnet, ..))| addr(*subnet, n as u16 + 1))
+        .collect();
+    let places: Vec<_> = (0..senders.len())
+        .map(|n| bind(&mut relay, n as u8, from[n], t0).1)
+        .collect();
+    let mut due: Vec<_> = (0..senders.len()).map(|n| (n as u64, n)).collect();
+    let mut passed = Vec::new();
+    while let Some((at, n)) = due
+        .iter()
+        .copied()
+        .min()
+        .filter(|d| d.0 < seconds * 1_000_000)
+    {
+        let (_, bytes, every_us) = senders[n];
+        let mut datagram = wrapped(places[(n + 1) % places.len()], &vec![0; bytes - 8]);
+        let now = t0 + Duration::from_micros(at);
+        if relay.handle_datagram(from[n], &mut datagram, now) != Verdict::Drop {
+            passed.push((at, n, bytes as u64));
+        }
+        due[n].0 += every_us;
+    }
+    passed
+}
+
+/// Bytes a second of that sender, but for the first second, in which floors fill.
+fn rate_of(passed: &[(u64, usize, u64)], sender: usize, seconds: u64) -> u64 {
+    let of = passed
+        .iter()
+        .filter(|(at, n, _)| *n == sender && *at >= 1_000_000);
+    of.map(|(.., bytes)| bytes).sum::<u64>() / (seconds - 1)
+}
+
+const TIGHT: RelayLimits = RelayLimits {
+    identity_rate: 1_000_000,
+    subnet_rate: 2_000_000,
+    total_rate: 1_000_000,
+    shared_by_subnet: true,
+    floor_rate: 16_000,
+    places_max: 60,
+    places_per_subnet_max: 60,
+};
+
+#[test]
+fn a_subnet_full_of_floods_leaves_another_its_half() {
+    let flood = |subnet| (subnet, 1300, 2_000); // 650 kB/s
+    let mut senders: Senders = (0..20).map(|_| flood(1)).collect();
+    senders.push(flood(2));
+    let passed = relayed(TIGHT, &senders, 6);
+    let alone = rate_of(&passed, 20, 6);
+    assert!((450_000..=520_000).contains(&alone), "{alone}");
+    let of_many: Vec<_> = (0..20).map(|n| rate_of(&passed, n, 6)).collect();
+    assert!(
+        of_many.iter().all(|rate| (20_000..=30_000).contains(rate)),
+        "{of_many:?}"
+    );
+}
+
+#[test]
+fn members_share_alike_wherever_they_are() {
+    let limits = RelayLimits {
+        shared_by_subnet: false,
+        ..TIGHT
+    };
+    let senders = vec![
+        (1, 1300, 2_000),
+        (1, 1300, 2_000),
+        (1, 1300, 2_000),
+        (2, 1300, 2_000),
+    ];
+    let passed = relayed(limits, &senders, 6);
+    let rates: Vec<_> = (0..4).map(|n| rate_of(&passed, n, 6)).collect();
+    assert!(
+        rates.iter().all(|rate| (225_000..=275_000).contains(rate)),
+        "{rates:?}"
+    );
+}
+
+#[test]
+fn floors_that_all_places_want_at_once_are_no_more_than_the_total() {
+    let limits = RelayLimits {
+        floor_rate: 1_000_000,
+        ..TIGHT
+    };
+    let senders: Senders = (0..60).map(|n| (n % 4, 600, 5_000)).collect();
+    let passed = relayed(limits, &senders, 6);
+    let all: u64 = (0..60).map(|n| rate_of(&passed, n, 6)).sum();
+    assert!((900_000..=1_000_000).contains(&all), "{all}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn floods_neither_pass_the_total_nor_take_a_floor(
+        mut senders in proptest::collection::vec((0..4u8, 100..9000usize, 200..20_000u64), 1..30),
+        at in 0..4u8,
+        bytes in 100..1400usize,
+    ) {
+        // Beside whatever others send, one who sends 15 of the 16 kB/s that are its floor.
+        senders.push((at, bytes, bytes as u64 * 1_000_000 / 15_000));
+        let quiet = senders.len() - 1;
+        let passed = relayed(TIGHT, &senders, 5);
+        let rate = rate_of(&passed, quiet, 5);
+        prop_assert!(rate >= 14_000, "{} bytes/s of its floor", rate);
+
+        for first in (0..passed.len()).step_by(200) {
+            let until = passed[first].0 + 1_000_000;
+            let sum: u64 = passed[first..].iter().take_while(|(at, ..)| *at <= until).map(|(.., bytes)| bytes).sum();
+            let bursts = 250_000 + 16_384 * senders.len() as u64;
+            prop_assert!(sum <= 1_001_000 + bursts, "{} in a second", sum);
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn strangers_bytes_neither_panic_nor_grow_the_relay(datagrams in proptest::collection::vec(
@@ -624,8 +749,8 @@ proptest! {
         }
         prop_assert!(bytes_out <= bytes_in);
         let seconds = (now - t0).as_secs_f64();
-        // Every budget may begin with 64 KiB at once; the floor is each one's own.
-        let most = (limits.total_rate + 4 * limits.floor_rate) as f64 * seconds + 5.0 * 65_536.0;
+        // What all share may begin with 192 KiB at once, and each floor with 16 KiB, which is paid back.
+        let most = limits.total_rate as f64 * seconds + 196_608.0 + 4.0 * 16_384.0;
         prop_assert!(bytes_out as f64 <= most, "{} in {} s", bytes_out, seconds);
         prop_assert_eq!(relay.stats().forwarded_bytes, bytes_out);
         prop_assert_eq!((relay.stats().places, relay.stats().bound), (4, 4));

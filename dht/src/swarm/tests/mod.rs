@@ -1,10 +1,15 @@
 //! Real swarms on loopback: whole joins, writes, reads, requests and outages. Times are bounded by hang limits only.
 
+mod circuits;
+
+use super::circuits::Pace;
 use super::*;
 use crate::slot::{SlotKey, SlotName, SlotValue};
 use overlay_types::PeerId;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Far beyond what anything here takes; reached only when something hangs.
