@@ -99,6 +99,8 @@ counters! {
     DropPathResponse => "drop_path_response",
     /// Drop: what was not sent to an address of a peer that has proved nothing and paid for no more.
     DropUnpaid => "drop_unpaid",
+    /// Drop: control datagrams, STUN or relays' answers beyond what one session, or all together, may send the engine.
+    DropControlLoad => "drop_control_load",
     /// Drop: what the engine wanted sent, delivered or told was not fetched in time.
     DropEngineQueue => "drop_engine_queue",
     /// Drop: a MAC that could not be learned because its table or its place is full.

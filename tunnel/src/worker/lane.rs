@@ -1,9 +1,13 @@
 //! One worker's share of a session: its keys, what went over it, and by which ways its datagrams come.
 
-use super::{Traffic, limits::TELL_EVERY};
+use super::{
+    Traffic,
+    limits::{CONTROL_BURST, CONTROL_PER_SECOND, TELL_EVERY},
+};
 use crate::{
     session::{RecvLane, SendLane, SessionSlot},
     snapshot::SessionView,
+    switch::flood::TokenBucket,
     wire::datagram::LANE_MAX,
 };
 use overlay_types::PathAddr;
@@ -20,6 +24,7 @@ pub(super) struct Lane {
     /// By the sender's lane; made when the first datagram of a lane comes, so that a peer with few workers costs little.
     pub(super) recv: [Option<Box<RecvLane>>; LANE_MAX as usize + 1],
     heard: [Option<(PathAddr, Instant)>; WAYS_HEARD],
+    control: Option<TokenBucket>,
     pub(super) traffic: Traffic,
     /// Whether the engine is still to be told of that traffic.
     pub(super) is_busy: bool,
@@ -34,9 +39,16 @@ impl Lane {
             send: session.established.send_lane(lane),
             recv: [const { None }; LANE_MAX as usize + 1],
             heard: [None; WAYS_HEARD],
+            control: None,
             traffic: Traffic::default(),
             is_busy: false,
         }
+    }
+
+    /// Whether one more control datagram of the session may go to the engine.
+    pub(super) fn takes_control(&mut self, now: Instant) -> bool {
+        let fresh = || TokenBucket::new(CONTROL_PER_SECOND, CONTROL_BURST, now);
+        self.control.get_or_insert_with(fresh).take(now)
     }
 
     /// Notes that there is traffic to tell of, in the worker's list too.

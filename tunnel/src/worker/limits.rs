@@ -10,6 +10,10 @@ pub(super) const TELL_EVERY: Duration = Duration::from_millis(250);
 const REPORTS_PER_SECOND: u32 = 500;
 /// See [`REPORTS_PER_SECOND`].
 const REPORT_BURST: u32 = 250;
+/// Control datagrams a second of one session, and the burst: the probes of a run by chance come at once, all others are few.
+pub(super) const CONTROL_PER_SECOND: u32 = 250;
+/// See [`CONTROL_PER_SECOND`].
+pub(super) const CONTROL_BURST: u32 = 500;
 /// How often a learned station is told again; well below the ageing time.
 const STATION_TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Stations whose last telling is remembered. Two that share a place are told more often, which is harmless.
@@ -17,7 +21,13 @@ const STATIONS_TOLD: usize = 1024;
 
 /// One budget per reason to report, so that none starves the others.
 pub(super) struct Limits {
-    pub(super) datagrams: TokenBucket,
+    /// The control lanes of all sessions; each has its own budget beside that.
+    pub(super) control: TokenBucket,
+    /// What says that it is a control lane's, of no session that this worker knows: it may have begun just now.
+    pub(super) unknown_control: TokenBucket,
+    pub(super) handshakes: TokenBucket,
+    pub(super) stun: TokenBucket,
+    pub(super) relay_replies: TokenBucket,
     pub(super) relay_requests: TokenBucket,
     pub(super) unknown_sessions: TokenBucket,
     pub(super) heard: TokenBucket,
@@ -31,7 +41,11 @@ impl Limits {
     pub(super) fn new(now: Instant) -> Self {
         let bucket = || TokenBucket::new(REPORTS_PER_SECOND, REPORT_BURST, now);
         Self {
-            datagrams: TokenBucket::new(4 * REPORTS_PER_SECOND, 4 * REPORT_BURST, now),
+            control: TokenBucket::new(4 * REPORTS_PER_SECOND, 4 * REPORT_BURST, now),
+            unknown_control: bucket(),
+            handshakes: TokenBucket::new(2 * REPORTS_PER_SECOND, 4 * REPORT_BURST, now),
+            stun: bucket(),
+            relay_replies: bucket(),
             relay_requests: bucket(),
             unknown_sessions: bucket(),
             heard: bucket(),

@@ -478,18 +478,30 @@ impl State {
         now: Instant,
         out: &mut impl Output,
     ) {
-        if self.limits.datagrams.take(now) {
-            self.report(
-                Report::Datagram {
-                    from,
-                    bytes: datagram.to_vec(),
-                },
-                now,
-                out,
-            );
-        } else {
-            self.count(Counter::DropHandshakeLoad, now);
+        // Who floods one kind, or one session, keeps the others from nothing.
+        let (is_within, otherwise) = match classify(datagram) {
+            DatagramKind::Data(header) => {
+                let is_within = match self.lanes.get_mut(&header.slot()) {
+                    Some(lane) => lane.takes_control(now) && self.limits.control.take(now),
+                    None => self.limits.unknown_control.take(now),
+                };
+                (is_within, Counter::DropControlLoad)
+            }
+            DatagramKind::Stun => (self.limits.stun.take(now), Counter::DropControlLoad),
+            DatagramKind::RelayReply => {
+                let is_within = self.limits.relay_replies.take(now);
+                (is_within, Counter::DropControlLoad)
+            }
+            _ => {
+                let is_within = self.limits.handshakes.take(now);
+                (is_within, Counter::DropHandshakeLoad)
+            }
+        };
+        if !is_within {
+            return self.count(otherwise, now);
         }
+        let bytes = datagram.to_vec();
+        self.report(Report::Datagram { from, bytes }, now, out);
     }
 
     fn report(&mut self, report: Report, now: Instant, out: &mut impl Output) {

@@ -6,7 +6,7 @@ use crate::{
     session::{Established, Suite},
     snapshot::{PeerView, SessionView, Way},
     switch::testing::*,
-    wire::datagram::{RelayHeader, TO_PLACE},
+    wire::datagram::{DataHeader, RelayHeader, TO_PLACE},
 };
 use overlay_types::{DhcpMode, MacAddr, PeerId};
 use std::time::Duration;
@@ -447,6 +447,35 @@ fn data_of_an_unknown_session_is_told_but_not_without_limit() {
         .map(|_| receive(&mut empty, &datagram, t0).reports.len())
         .sum();
     assert!((1..1000).contains(&told), "{told} reports of 1000");
+}
+
+/// A sealed control datagram as far as a worker looks at it.
+fn control(slot: SessionSlot) -> Vec<u8> {
+    [DataHeader::new(slot, 0, 0, 0).as_bytes(), &[0; 20]].concat()
+}
+
+#[test]
+fn a_flood_of_one_kind_or_session_keeps_no_other_from_the_engine() {
+    let (_, mut here, t0) = pair(PathAddr::Direct(far()), 1472);
+    let own = established(false).local_index;
+    let stun = [&[0, 1, 0, 0, 0x21, 0x12, 0xA4, 0x42][..], &[0; 12]].concat();
+    let relay = [&[0xA1][..], &[0; 47]].concat();
+    let first = [&[0x80][..], &[0; 1215]].concat();
+    let strange = control(SessionSlot::from_low_bits(99));
+    let kinds = [control(own), stun, relay, first, strange];
+    for (flood, flooding) in kinds.iter().enumerate() {
+        let at = t0 + Duration::from_secs(60) * (flood as u32 + 1);
+        let told = |worker: &mut Worker, datagram: &[u8]| {
+            let reports = receive(worker, datagram, at).reports;
+            let is_datagram = |report: &&Report| matches!(report, Report::Datagram { .. });
+            reports.iter().filter(is_datagram).count()
+        };
+        let passed: usize = (0..5000).map(|_| told(&mut here, flooding)).sum();
+        assert!((1..=1000).contains(&passed), "{passed} of {flood} passed");
+        for (other, datagram) in kinds.iter().enumerate().filter(|(n, _)| *n != flood) {
+            assert_eq!(told(&mut here, datagram), 1, "{other} while {flood} floods");
+        }
+    }
 }
 
 #[test]
