@@ -74,6 +74,13 @@ pub(crate) fn founder(machine: &Machine, bootstrap: &str, network: &str, options
     node
 }
 
+/// The same, knowing all of these ways to fabric nodes.
+pub(crate) fn founder_knowing(machine: &Machine, bootstraps: &[String], network: &str) -> Node {
+    let more = bootstraps[1..].iter();
+    let more: Vec<_> = more.flat_map(|address| ["--bootstrap", address]).collect();
+    founder(machine, &bootstraps[0], network, &more)
+}
+
 /// A node that joined by a fresh invite from `host`.
 pub(crate) fn member(machine: &Machine, founder: &Node, network: &str) -> Node {
     let invite = founder.invite(network).unwrap();
@@ -121,6 +128,16 @@ pub(crate) fn await_path(node: &Node, network: &str, peer: &str, expected: &str)
             kind == expected,
             "the path to {peer} is {kind}, not {expected}"
         );
+        Ok(())
+    })
+}
+
+/// Waits until others can reach `node` through so many relays.
+pub(crate) fn await_relays(node: &Node, count: usize) -> Result<()> {
+    within(2 * SETTLING_TIMEOUT, || {
+        let status = node.status()?;
+        let ready = status["fabric"]["relays"].as_array().map_or(0, Vec::len);
+        ensure!(ready >= count, "only {ready} relays are ready");
         Ok(())
     })
 }
