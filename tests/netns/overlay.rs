@@ -238,20 +238,26 @@ pub(crate) fn ssh_key(machine: &Machine) -> String {
 
 /// A real sshd on `machine` that lets this key in as root.
 pub(crate) fn sshd(machine: &Machine, authorized_key: &str) -> cli::lab::Process {
+    sshd_for(machine, "root", authorized_key)
+}
+
+/// The same for another user, and nobody else.
+pub(crate) fn sshd_for(machine: &Machine, user: &str, authorized_key: &str) -> cli::lab::Process {
+    let config = format!(
+        "HostKey /etc/ssh/test_host_key\nPidFile none\nUsePAM no\nPasswordAuthentication no\n\
+         PermitRootLogin prohibit-password\nAllowUsers {user}\nUseDNS no\n\
+         AuthorizedKeysFile /etc/ssh/test_authorized_keys\n"
+    );
     machine
-        .write_file(
-            "/etc/ssh/sshd_test_config",
-            "HostKey /etc/ssh/test_host_key\nPidFile none\nUsePAM no\nPasswordAuthentication no\n\
-             PermitRootLogin prohibit-password\nUseDNS no\n",
-        )
+        .write_file("/etc/ssh/sshd_test_config", config)
         .unwrap();
     machine
-        .write_file("/root/.ssh/authorized_keys", authorized_key)
+        .write_file("/etc/ssh/test_authorized_keys", authorized_key)
         .unwrap();
     // Without PAM, sshd takes a root whose password field begins with '!' for a locked account.
     machine
         .sh(
-            "mkdir -p -m 755 /run/sshd; chmod 700 /root/.ssh; chmod 600 /root/.ssh/authorized_keys
+            "mkdir -p -m 755 /run/sshd; chmod 644 /etc/ssh/test_authorized_keys
              ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/test_host_key
              [ ! -f /etc/shadow ] || sed -i 's/^root:[^:]*:/root:*:/' /etc/shadow",
         )
