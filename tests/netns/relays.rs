@@ -5,9 +5,11 @@ use crate::overlay::{
     lab, member, ping, within,
 };
 use crate::reachability::talk::Talk;
+use crate::why::why;
 use anyhow::{Context, Result, ensure};
 use cli::demo::Node;
 use cli::lab::{Lab, Machine, Nat, Stack};
+use overlay_types::{PathKind, why::AdviceKind};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -47,6 +49,26 @@ fn meet(from: &Node, to: &Node, peer: &str) -> String {
     let argv = [&large[..], &[&address]].concat();
     from.machine().run(&argv).unwrap();
     via.unwrap()
+}
+
+/// `farlan why` says through which members the two reach each other, each way, and advises this.
+fn told_why(from: &Node, peer: &str, relays: [&Node; 2], advice: &[AdviceKind]) {
+    let by = relays.map(|relay| {
+        let id = relay.status().unwrap()["node"]["id"].take();
+        Some((PathKind::Relay, serde_json::from_value(id).unwrap()))
+    });
+    eventually(|| {
+        let said = why(from, &[peer])?;
+        let used = [&said.from, &said.to].map(|side| {
+            let path = side.way.as_ref()?.path?;
+            Some((path.kind, path.relay))
+        });
+        ensure!(used == by, "by {used:?}, not {by:?}");
+        let advised: Vec<_> = said.advice.iter().map(|given| given.kind).collect();
+        ensure!(advised == advice, "{advised:?}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// What a node relayed for others, in bytes.
@@ -103,6 +125,9 @@ fn a_public_member_relays_for_two_behind_symmetric_nats_and_no_more_than_it_give
     let (_fabric, [relay, a, b]) = relayed_pair(&lab, "");
 
     assert_eq!(meet(&a, &b, "b-host"), "relay");
+    use AdviceKind::{Ipv6, MapPort, Relay};
+    let best = [Relay, MapPort, MapPort, Ipv6];
+    told_why(&a, "b-host", [&relay, &relay], &best);
 
     let address = b.address("lab").unwrap();
     let mbit = bulk(a.machine(), b.machine(), &address, Duration::from_secs(6));
@@ -235,4 +260,5 @@ fn members_that_share_no_relay_meet_through_two() {
     let via = meet(&a, &b, "six-host");
     println!("the last relay is {via}");
     assert!(forwarded(&one) > 0 && forwarded(&two) > 0);
+    told_why(&a, "six-host", [&one, &two], &[AdviceKind::CommonIp]);
 }
