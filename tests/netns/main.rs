@@ -7,6 +7,7 @@
 mod demo;
 mod deploy;
 mod doctor;
+mod gateways;
 mod guests;
 mod guide;
 mod joining;

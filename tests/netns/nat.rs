@@ -1,6 +1,6 @@
 //! What a node learns of the NAT in front of it: from fabric nodes, and from coturn, which nobody here wrote.
 
-use crate::overlay::{eventually, fabric, founder, host_behind, lab, within};
+use crate::overlay::{FARLAN, eventually, fabric, founder, host_behind, lab, within};
 use cli::demo::Node;
 use cli::lab::{Host, Lab, Nat, Process, SiteOptions};
 use std::net::{SocketAddr, UdpSocket};
@@ -112,6 +112,65 @@ fn coturn(lab: &Lab) -> (Host, Process, SocketAddr) {
     let server = host.spawn("turnserver", &argv).unwrap();
     let at = (host.address(), 3478).into();
     (host, server, at)
+}
+
+#[test]
+fn a_node_learns_from_coturn_what_its_nat_does() {
+    let lab = lab("coturn-node");
+    let (_machine, _server, at) = coturn(&lab);
+    let stun = at.to_string();
+    // There is no fabric node: whatever they know is from there.
+    let nats = [
+        (
+            Nat::AddressRestricted,
+            "endpoint-independent",
+            "address-dependent",
+        ),
+        (
+            Nat::PortRestricted,
+            "endpoint-independent",
+            "address-and-port-dependent",
+        ),
+        (
+            Nat::Symmetric,
+            "address-and-port-dependent",
+            "address-and-port-dependent",
+        ),
+    ];
+    let nodes = nats.map(|(nat, ..)| {
+        let host = host_behind(&lab, nat, &format!("{nat:?}").to_lowercase());
+        Node::up_with(&host, FARLAN, &["--stun", &stun]).unwrap()
+    });
+    for (node, (nat, mapping, filtering)) in nodes.iter().zip(nats) {
+        assert_eq!(nat_of(node, "mapping"), mapping, "{nat}");
+        assert_eq!(nat_of(node, "filtering"), filtering, "{nat}");
+    }
+}
+
+#[test]
+fn another_nat_in_front_is_learned_when_the_default_route_flips() {
+    let lab = lab("flip");
+    let (_fabric, bootstrap) = fabric(&lab);
+    let home = lab.site("home", Nat::PortRestricted).unwrap();
+    let cafe = lab.site("cafe", Nat::Symmetric).unwrap();
+    let host = home.host("laptop").unwrap();
+    let wifi = cafe.second_uplink(host.machine(), "eth1").unwrap();
+    let node = founder(&host, &bootstrap, "lab", &[]);
+    assert_eq!(nat_of(&node, "mapping"), "endpoint-independent");
+
+    for (uplink, mapping) in [
+        (&wifi, "address-and-port-dependent"),
+        (host.uplink(), "endpoint-independent"),
+    ] {
+        uplink.make_default().unwrap();
+        eventually(|| {
+            let nat = node.status()?["nat"].clone();
+            anyhow::ensure!(nat["mapping"] == mapping, "{nat}");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(nat_of(&node, "ports"), "random");
+    }
 }
 
 /// Runs a client on the first socket until its tests are done; the others are fresh, for samples.

@@ -74,6 +74,13 @@ pub(crate) fn founder(machine: &Machine, bootstrap: &str, network: &str, options
     node
 }
 
+/// The same, knowing all of these ways to fabric nodes.
+pub(crate) fn founder_knowing(machine: &Machine, bootstraps: &[String], network: &str) -> Node {
+    let more = bootstraps[1..].iter();
+    let more: Vec<_> = more.flat_map(|address| ["--bootstrap", address]).collect();
+    founder(machine, &bootstraps[0], network, &more)
+}
+
 /// A node that joined by a fresh invite from `host`.
 pub(crate) fn member(machine: &Machine, founder: &Node, network: &str) -> Node {
     let invite = founder.invite(network).unwrap();
@@ -121,6 +128,16 @@ pub(crate) fn await_path(node: &Node, network: &str, peer: &str, expected: &str)
             kind == expected,
             "the path to {peer} is {kind}, not {expected}"
         );
+        Ok(())
+    })
+}
+
+/// Waits until others can reach `node` through so many relays.
+pub(crate) fn await_relays(node: &Node, count: usize) -> Result<()> {
+    within(2 * SETTLING_TIMEOUT, || {
+        let status = node.status()?;
+        let ready = status["fabric"]["relays"].as_array().map_or(0, Vec::len);
+        ensure!(ready >= count, "only {ready} relays are ready");
         Ok(())
     })
 }
@@ -221,20 +238,26 @@ pub(crate) fn ssh_key(machine: &Machine) -> String {
 
 /// A real sshd on `machine` that lets this key in as root.
 pub(crate) fn sshd(machine: &Machine, authorized_key: &str) -> cli::lab::Process {
+    sshd_for(machine, "root", authorized_key)
+}
+
+/// The same for another user, and nobody else.
+pub(crate) fn sshd_for(machine: &Machine, user: &str, authorized_key: &str) -> cli::lab::Process {
+    let config = format!(
+        "HostKey /etc/ssh/test_host_key\nPidFile none\nUsePAM no\nPasswordAuthentication no\n\
+         PermitRootLogin prohibit-password\nAllowUsers {user}\nUseDNS no\n\
+         AuthorizedKeysFile /etc/ssh/test_authorized_keys\n"
+    );
     machine
-        .write_file(
-            "/etc/ssh/sshd_test_config",
-            "HostKey /etc/ssh/test_host_key\nPidFile none\nUsePAM no\nPasswordAuthentication no\n\
-             PermitRootLogin prohibit-password\nUseDNS no\n",
-        )
+        .write_file("/etc/ssh/sshd_test_config", config)
         .unwrap();
     machine
-        .write_file("/root/.ssh/authorized_keys", authorized_key)
+        .write_file("/etc/ssh/test_authorized_keys", authorized_key)
         .unwrap();
     // Without PAM, sshd takes a root whose password field begins with '!' for a locked account.
     machine
         .sh(
-            "mkdir -p -m 755 /run/sshd; chmod 700 /root/.ssh; chmod 600 /root/.ssh/authorized_keys
+            "mkdir -p -m 755 /run/sshd; chmod 644 /etc/ssh/test_authorized_keys
              ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/test_host_key
              [ ! -f /etc/shadow ] || sed -i 's/^root:[^:]*:/root:*:/' /etc/shadow",
         )

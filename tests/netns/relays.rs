@@ -1,13 +1,15 @@
 //! Members that relay for each other on real kernels, where the fabric nodes do not, or are lost.
 
 use crate::overlay::{
-    FARLAN, eventually, fabric_named, founder, host_behind, host_with_stack, lab, member, ping,
-    within,
+    FARLAN, await_relays, eventually, fabric_named, founder_knowing, host_behind, host_with_stack,
+    lab, member, ping, within,
 };
 use crate::reachability::talk::Talk;
+use crate::why::why;
 use anyhow::{Context, Result, ensure};
 use cli::demo::Node;
 use cli::lab::{Lab, Machine, Nat, Stack};
+use overlay_types::{PathKind, why::AdviceKind};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
@@ -22,15 +24,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(4);
 fn fabric(lab: &Lab) -> (Node, Vec<String>) {
     let host = lab.public_host_with("fabric", Stack::Dual).unwrap();
     Node::fabric_everywhere_with(&host, FARLAN, &["--relay-rate", "0"]).unwrap()
-}
-
-/// A founder on this machine, who knows every way to the fabric node.
-fn founder_at(machine: &Machine, bootstraps: &[String]) -> Node {
-    let more: Vec<_> = bootstraps[1..]
-        .iter()
-        .flat_map(|address| ["--bootstrap", address])
-        .collect();
-    founder(machine, &bootstraps[0], "lab", &more)
 }
 
 /// Who relays between two, by the word of one of them.
@@ -56,6 +49,26 @@ fn meet(from: &Node, to: &Node, peer: &str) -> String {
     let argv = [&large[..], &[&address]].concat();
     from.machine().run(&argv).unwrap();
     via.unwrap()
+}
+
+/// `farlan why` says through which members the two reach each other, each way, and advises this.
+fn told_why(from: &Node, peer: &str, relays: [&Node; 2], advice: &[AdviceKind]) {
+    let by = relays.map(|relay| {
+        let id = relay.status().unwrap()["node"]["id"].take();
+        Some((PathKind::Relay, serde_json::from_value(id).unwrap()))
+    });
+    eventually(|| {
+        let said = why(from, &[peer])?;
+        let used = [&said.from, &said.to].map(|side| {
+            let path = side.way.as_ref()?.path?;
+            Some((path.kind, path.relay))
+        });
+        ensure!(used == by, "by {used:?}, not {by:?}");
+        let advised: Vec<_> = said.advice.iter().map(|given| given.kind).collect();
+        ensure!(advised == advice, "{advised:?}");
+        Ok(())
+    })
+    .unwrap();
 }
 
 /// What a node relayed for others, in bytes.
@@ -112,6 +125,9 @@ fn a_public_member_relays_for_two_behind_symmetric_nats_and_no_more_than_it_give
     let (_fabric, [relay, a, b]) = relayed_pair(&lab, "");
 
     assert_eq!(meet(&a, &b, "b-host"), "relay");
+    use AdviceKind::{Ipv6, MapPort, Relay};
+    let best = [Relay, MapPort, MapPort, Ipv6];
+    told_why(&a, "b-host", [&relay, &relay], &best);
 
     let address = b.address("lab").unwrap();
     let mbit = bulk(a.machine(), b.machine(), &address, Duration::from_secs(6));
@@ -161,15 +177,9 @@ fn a_connection_lives_through_the_loss_of_the_member_that_relays_it() {
     let mut relays = vec![("relay", first), ("second", second), ("third", third)];
     meet(&a, &b, "b-host");
     // Both need the second of their pair as well.
-    within(MEETING, || {
-        for node in [&a, &b] {
-            let status = node.status()?;
-            let places = status["fabric"]["relays"].as_array().map_or(0, Vec::len);
-            ensure!(places >= 2, "only {places} relays are ready");
-        }
-        Ok(())
-    })
-    .unwrap();
+    for node in [&a, &b] {
+        await_relays(node, 2).unwrap();
+    }
     let address = b.address("lab").unwrap();
     let talk = Talk::by_tcp(a.machine(), b.machine(), &address).unwrap();
     std::thread::sleep(Duration::from_secs(3));
@@ -193,7 +203,7 @@ fn a_connection_lives_through_the_loss_of_every_fabric_node() {
     let lab = lab("relays-fabric");
     let mut fabrics = ["fabric", "other"].map(|name| fabric_named(&lab, name));
     let bootstraps = fabrics.each_ref().map(|(_, address)| address.clone());
-    let relay = founder_at(&lab.public_host("relay").unwrap(), &bootstraps);
+    let relay = founder_knowing(&lab.public_host("relay").unwrap(), &bootstraps, "lab");
     let [a, b] =
         ["a", "b"].map(|name| member(&host_behind(&lab, Nat::Symmetric, name), &relay, "lab"));
     let by = meet(&a, &b, "b-host");
@@ -226,7 +236,7 @@ fn ipv4_alone_and_ipv6_alone_meet_through_a_member_with_both() {
     let lab = lab("relays-dual");
     let (_fabric, bootstraps) = fabric(&lab);
     let relay_host = lab.public_host_with("relay", Stack::Dual).unwrap();
-    let relay = founder_at(&relay_host, &bootstraps);
+    let relay = founder_knowing(&relay_host, &bootstraps, "lab");
     let four = host_with_stack(&lab, "four", Nat::PortRestricted, Stack::Ipv4);
     let six = host_with_stack(&lab, "six", Nat::PortRestricted, Stack::Ipv6);
     let (a, b) = (member(&four, &relay, "lab"), member(&six, &relay, "lab"));
@@ -240,7 +250,7 @@ fn members_that_share_no_relay_meet_through_two() {
     let lab = lab("relays-two");
     let (_fabric, bootstraps) = fabric(&lab);
     // The first has IPv4 alone and reaches the public relay, the last IPv6 alone; who has both is behind NATs.
-    let one = founder_at(&lab.public_host("one").unwrap(), &bootstraps);
+    let one = founder_knowing(&lab.public_host("one").unwrap(), &bootstraps, "lab");
     let two_host = host_with_stack(&lab, "two", Nat::Symmetric, Stack::Dual);
     let two = member(&two_host, &one, "lab");
     let four = host_with_stack(&lab, "four", Nat::Symmetric, Stack::Ipv4);
@@ -250,4 +260,5 @@ fn members_that_share_no_relay_meet_through_two() {
     let via = meet(&a, &b, "six-host");
     println!("the last relay is {via}");
     assert!(forwarded(&one) > 0 && forwarded(&two) > 0);
+    told_why(&a, "six-host", [&one, &two], &[AdviceKind::CommonIp]);
 }

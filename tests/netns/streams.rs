@@ -3,7 +3,7 @@
 use crate::overlay::{
     FARLAN, await_path, eventually, fabric, founder, lab, member, path_kind, ping, ssh_key, sshd,
 };
-use crate::reachability::moved::{let_out_all, let_out_only};
+use crate::reachability::moved::firewall::{let_out_all, let_out_only};
 use crate::reachability::talk::Talk;
 use cli::demo::Node;
 use cli::lab::{Host, Lab, Nat, Outbound, SiteOptions};

@@ -19,7 +19,7 @@ use overlay_types::{
 use std::collections::BTreeSet;
 
 /// What a node says of the way between two; shows, too, what people would read.
-fn why(node: &Node, targets: &[&str]) -> Result<Explanation> {
+pub(crate) fn why(node: &Node, targets: &[&str]) -> Result<Explanation> {
     let arguments = [&["why"], targets].concat();
     let explanation = serde_json::from_value(node.json(&arguments)?)?;
     eprintln!("{}", node.farlan(&arguments)?);

@@ -22,8 +22,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 use tracing::debug;
 
-/// How long the ways before it have for themselves.
-const STAGGER: Duration = Duration::from_secs(1);
+/// How long the ways before it have for themselves, as RFC 8305 §5 advises.
+const STAGGER: Duration = Duration::from_millis(250);
 /// How long all ways together may take: an SSH gateway that looks up names and asks an agent takes seconds. libp2p gives up a
 /// dial after ten, and could not say why a way failed.
 const OPEN_WITHIN: Duration = Duration::from_secs(9);

@@ -56,6 +56,8 @@ struct Place {
     asked_at: Instant,
     /// When that was asked first.
     began_at: Instant,
+    /// When the relay's challenge was first answered. What follows that is asked once, however often we had to ask before.
+    confirmed_at: Option<Instant>,
     /// How long the first answer is waited for.
     patience: Duration,
     rtt: Option<Duration>,
@@ -77,8 +79,9 @@ impl Place {
     /// An answer came: learns how long they take.
     fn time(&mut self, now: Instant) {
         let since = |at| now.saturating_duration_since(at);
-        if self.tries == 1 {
-            let sample = since(self.asked_at);
+        let asked_once = (self.tries == 1).then_some(self.asked_at);
+        if let Some(at) = self.confirmed_at.or(asked_once) {
+            let sample = since(at);
             let rtt = self.rtt.map_or(sample, |rtt| (rtt * 7 + sample) / 8); // RFC 6298's weight
             self.rtt = Some(rtt);
             self.patience = (rtt * 5 / 4).clamp(ANSWER_WAIT, PATIENCE_MAX);
@@ -124,6 +127,7 @@ impl RelayClient {
                     next_at: now,
                     asked_at: now,
                     began_at: now,
+                    confirmed_at: None,
                     patience: ANSWER_WAIT,
                     rtt: None,
                     bound: known.and_then(|place| place.bound),
@@ -168,12 +172,13 @@ impl RelayClient {
         if !message.is_genuine(&place.grant.key) {
             return;
         }
-        if matches!(message.kind, CHALLENGE | BOUND) {
+        let is_repeated = message.kind == CHALLENGE && place.confirmed_at.is_some();
+        if matches!(message.kind, CHALLENGE | BOUND) && !is_repeated {
             place.time(now);
         }
         match message.kind {
             CHALLENGE => {
-                (place.asked_at, place.began_at) = (now, now);
+                place.confirmed_at.get_or_insert(now);
                 let confirm = Message::new(
                     CONFIRM,
                     place.grant.index,
@@ -195,6 +200,7 @@ impl RelayClient {
                 let early = self.renew_every.mul_f64(self.rng.random_range(0.0..0.1)); // many nodes must not come in step
                 (place.nonce, place.tries, place.next_at) =
                     (self.rng.random(), 0, now + self.renew_every - early);
+                place.confirmed_at = None;
                 let way = place.grant.way();
                 if is_news {
                     self.push_event(RelayEvent::Bound { way, observed });
@@ -228,7 +234,7 @@ impl RelayClient {
             self.transmits
                 .push_back((place.grant.reach(), request.to_bytes().to_vec()));
             if place.tries == 0 {
-                place.began_at = now;
+                (place.began_at, place.confirmed_at) = (now, None);
             }
             (place.asked_at, place.next_at) = (now, now + place.patience * (1 << place.tries));
             place.tries += 1;

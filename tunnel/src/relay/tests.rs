@@ -222,6 +222,29 @@ fn a_relay_whose_answers_take_long_is_late_only_once() {
 }
 
 #[test]
+fn a_relay_that_is_reached_again_is_found_silent_as_soon_as_before() {
+    let t0 = Instant::now();
+    let mut relay = server(RelayLimits::default(), t0);
+    let (mut a, _) = bind(&mut relay, 1, addr(1, 1), t0);
+    let silent_after = |a: &mut RelayClient, from: Instant| {
+        a.refresh(from);
+        let mut now = from;
+        while !matches!(a.poll_event(), Some(RelayEvent::Silent(_))) {
+            while a.poll_transmit().is_some() {}
+            now = a.poll_timeout().unwrap().0;
+            a.handle_timeout(now);
+        }
+        now - from
+    };
+    let usual = silent_after(&mut a, t0);
+    // It is the third question that gets there, from another address of ours.
+    let now = a.poll_timeout().unwrap().0;
+    a.handle_timeout(now);
+    exchange(&mut a, &mut relay, addr(2, 2), now);
+    assert_eq!(silent_after(&mut a, now), usual);
+}
+
+#[test]
 fn a_relay_that_stops_answering_is_lost_in_seconds_and_found_again() {
     let t0 = Instant::now();
     let mut relay = server(RelayLimits::default(), t0);
