@@ -49,6 +49,13 @@ impl Credit {
         covered
     }
 
+    /// Gives up to so many bytes away, to be spent elsewhere on the peer's behalf.
+    pub(super) fn take(&mut self, most: u64) -> u64 {
+        let taken = self.left.min(most);
+        self.left -= taken;
+        taken
+    }
+
     /// So many bytes went to the peer, headers included.
     pub(super) const fn note_paid(&mut self, bytes: u64) {
         self.paid = self.paid.saturating_add(bytes);

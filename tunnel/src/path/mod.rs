@@ -324,6 +324,11 @@ impl PathAgent {
         self.credit.note_paid(bytes);
     }
 
+    /// Up to so many bytes that came from the peer and were not spent on its behalf: they are spent outside the session from now on.
+    pub fn take_credit(&mut self, most: u64) -> u64 {
+        self.credit.take(most)
+    }
+
     /// Whether a message may go there: an address that has proved nothing gets no more than the peer sent. If so, it
     /// counts as sent.
     pub fn afford(&mut self, to: PathAddr, msg: &ControlMessage, pad_to: Option<u16>) -> bool {

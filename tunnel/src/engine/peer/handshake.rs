@@ -140,6 +140,12 @@ impl Peer {
         }
     }
 
+    /// What came in the session pays for finding the peer again.
+    pub(super) fn keep_credit(&mut self) {
+        let kept = self.agent.take_credit(self.validation.room());
+        self.validation.pay(kept);
+    }
+
     fn challenge(&self, to: PathAddr, ctx: &mut Context, now: Instant) {
         let nonce = ctx.rng.random();
         ctx.challenges.note_asked(nonce, self.key, to, now);
@@ -375,14 +381,17 @@ impl Peer {
             }; // its keys are no keys until it says better ones
             return;
         };
-        let mut is_out = false;
+        if !is_renewal {
+            self.keep_credit();
+        }
+        let (mut is_out, count) = (false, targets.len());
         for (place, to) in targets.into_iter().enumerate() {
-            // Relays stand first: the best of them is called at once, so that data flows after one round trip.
-            let is_first = place == 0 && tries == 0;
+            // Relays stand first. As many as the peer has paid for are called at once, so that data flows after one round trip.
+            let others = (tries == 0).then_some(count - 1 - place);
             let allowed = if self.agent.is_validated(to) {
                 Allowed::Message
             } else {
-                self.validation.allow(to, message.len(), is_first, now)
+                self.validation.allow(to, message.len(), others, now)
             };
             match allowed {
                 Allowed::Message => {

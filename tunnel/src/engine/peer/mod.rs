@@ -338,6 +338,7 @@ impl Peer {
         for addr in self.agent.validated() {
             self.validation.note_proven(addr, now);
         }
+        self.keep_credit();
         self.agent.handle_session_down(now);
         if was_up {
             let (network, peer) = self.key;

@@ -11,10 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Who tells much in advance cannot have more than this spent at once.
+/// Who sends much in advance cannot have more than this spent at once.
 const LEFT_MAX: u64 = 16 * 1024;
 /// Addresses remembered where the peer received once.
 const PROVEN_MAX: usize = 8;
+/// While messages go where nothing is proved, so many other addresses can still be asked.
+const ASKED_TOO: usize = 6;
 /// After this it may be somebody else's, and is asked again.
 const FRESH_FOR: Duration = Duration::from_secs(60);
 
@@ -52,19 +54,29 @@ impl Validation {
         self.proven.push_back((addr, now));
     }
 
-    /// What may go there now; it counts as sent. `is_first` asks for the message itself although nothing is proved, if the peer
-    /// has paid for all of it.
+    /// What it may be paid at most: more is not kept.
+    pub(super) const fn room(&self) -> u64 {
+        LEFT_MAX - self.left
+    }
+
+    /// What may go there now; it counts as sent. The message itself goes where nothing is proved if the peer has paid for all of it,
+    /// and for questions to `others` addresses after that; where `others` is not said, only the question.
     pub(super) fn allow(
         &mut self,
         to: PathAddr,
         message: usize,
-        is_first: bool,
+        others: Option<usize>,
         now: Instant,
     ) -> Allowed {
         let seen = self.proven.iter().find(|(addr, _)| *addr == to);
         let is_fresh = seen.is_some_and(|(_, at)| now.saturating_duration_since(*at) <= FRESH_FOR);
         let is_known = seen.is_some();
-        if is_fresh || (is_first && self.spend(to, message)) {
+        let covers = |others: usize| {
+            let questions = others.min(ASKED_TOO) as u64 * cost(to, PATH_CHALLENGE_BYTES);
+            self.left >= cost(to, message) + questions
+        };
+        let is_covered = others.is_some_and(covers);
+        if is_fresh || (is_covered && self.spend(to, message)) {
             Allowed::Message
         } else if is_known || self.spend(to, PATH_CHALLENGE_BYTES) {
             Allowed::Challenge
@@ -74,13 +86,18 @@ impl Validation {
     }
 
     fn spend(&mut self, to: PathAddr, payload: usize) -> bool {
-        let bytes = wire_bytes(to.socket_addr(), (wrapper_bytes(to) + payload) as u64);
+        let bytes = cost(to, payload);
         let covered = self.left >= bytes;
         if covered {
             self.left -= bytes;
         }
         covered
     }
+}
+
+/// What so much payload is on the way there, headers included.
+fn cost(to: PathAddr, payload: usize) -> u64 {
+    wire_bytes(to.socket_addr(), (wrapper_bytes(to) + payload) as u64)
 }
 
 #[cfg(test)]
@@ -99,20 +116,20 @@ mod tests {
     fn the_first_way_gets_the_message_and_the_others_are_asked_as_long_as_that_is_paid_for() {
         let (mut validation, now) = (Validation::default(), Instant::now());
         assert_eq!(
-            validation.allow(at(1), MESSAGE, true, now),
+            validation.allow(at(1), MESSAGE, Some(1), now),
             Allowed::Nothing
         );
         validation.pay((MESSAGE + 28 + PATH_CHALLENGE_BYTES + 28) as u64);
         assert_eq!(
-            validation.allow(at(1), MESSAGE, true, now),
+            validation.allow(at(1), MESSAGE, Some(1), now),
             Allowed::Message
         );
         assert_eq!(
-            validation.allow(at(2), MESSAGE, false, now),
+            validation.allow(at(2), MESSAGE, None, now),
             Allowed::Challenge
         );
         assert_eq!(
-            validation.allow(at(3), MESSAGE, false, now),
+            validation.allow(at(3), MESSAGE, None, now),
             Allowed::Nothing
         );
     }
@@ -122,19 +139,19 @@ mod tests {
         let (mut validation, now) = (Validation::default(), Instant::now());
         validation.note_proven(at(1), now);
         assert_eq!(
-            validation.allow(at(1), MESSAGE, false, now),
+            validation.allow(at(1), MESSAGE, None, now),
             Allowed::Message
         );
         let later = now + FRESH_FOR + Duration::from_secs(1);
         assert_eq!(
-            validation.allow(at(1), MESSAGE, false, later),
+            validation.allow(at(1), MESSAGE, None, later),
             Allowed::Challenge
         );
         for host in 2..=9 {
             validation.note_proven(at(host), later);
         }
         assert_eq!(
-            validation.allow(at(1), MESSAGE, false, later),
+            validation.allow(at(1), MESSAGE, None, later),
             Allowed::Nothing
         );
     }
@@ -150,7 +167,7 @@ mod tests {
                     paid += bytes;
                     continue;
                 }
-                spent += match validation.allow(at(host), MESSAGE, kind == 1, now) {
+                spent += match validation.allow(at(host), MESSAGE, (kind == 1).then_some(2), now) {
                     Allowed::Message => MESSAGE as u64 + 28,
                     Allowed::Challenge => PATH_CHALLENGE_BYTES as u64 + 28,
                     Allowed::Nothing => 0,

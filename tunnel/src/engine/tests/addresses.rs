@@ -1,7 +1,9 @@
 //! What goes to addresses where a peer only says that it is, and how it is found there all the same.
 
 use super::world::*;
-use crate::{engine::Command, session::SessionSlot, wire::datagram::DataHeader};
+use crate::{
+    engine::Command, session::SessionSlot, switch::testing::sized_frame, wire::datagram::DataHeader,
+};
 use overlay_types::{Candidate, PathAddr};
 use std::net::SocketAddr;
 use zerocopy::IntoBytes;
@@ -193,4 +195,24 @@ fn an_answer_from_elsewhere_or_of_somebody_else_proves_nothing() {
             .iter()
             .any(|peer| { peer.path.is_some_and(|view| view.addr == way) })
     );
+}
+
+/// What a peer sent in its sessions pays for calling it everywhere at once when they are lost.
+#[test]
+fn a_peer_that_sent_much_is_called_at_all_its_addresses_at_once() {
+    let mut world = World::met(2, 38);
+    for _ in 0..40 {
+        world.guest_sends(1, &sized_frame(mac(1), mac(0), ip(1), ip(0), 1400));
+        world.run(SECOND / 10);
+    }
+    world.cut_off(1);
+    world.run(400 * SECOND); // both let go
+    assert!(!world.is_up(0, 1));
+    let mut listed: Vec<_> = (1..=3).map(|n| Candidate::Host(victim(n))).collect();
+    listed.push(Candidate::Host(addr(1)));
+    world.recorded = Some(Vec::new());
+    tell(&mut world, 0, 1, listed, 0);
+    world.run(SECOND / 10);
+    let called = bytes_to(&world, |to| *to == victim(3));
+    assert!(called > 1216, "{called} bytes");
 }
