@@ -156,10 +156,11 @@ impl PathAgent {
         }
         self.probe(current, None, now);
         if step.probe_others {
+            // What failed before may work again, and where the peer received once nobody else is hit.
             let others = self
                 .paths
                 .iter()
-                .filter(|(addr, p)| **addr != current && (p.proven || p.tier.is_relayed()));
+                .filter(|(addr, p)| **addr != current && (p.validated || p.tier.is_relayed()));
             let others: Vec<_> = others.map(|(addr, _)| *addr).collect();
             for addr in others {
                 self.probe(addr, None, now);

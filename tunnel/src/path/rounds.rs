@@ -79,7 +79,8 @@ impl PathAgent {
     /// Whether there is anything to gain from what NATs must be tricked into.
     pub(super) fn wants_passage(&self) -> bool {
         let tier = self.current.map(|addr| self.paths[&addr].tier);
-        self.is_up && tier == Some(Tier::Relay)
+        let is_relayed = matches!(tier, Some(Tier::Relay | Tier::Member | Tier::Chain));
+        self.is_up && is_relayed
     }
 
     /// What plain probes cannot do, as far as the two NATs call for it.
