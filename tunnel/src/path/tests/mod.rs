@@ -498,6 +498,28 @@ fn who_only_answers_follows_the_peer_away_from_a_way_that_is_lost() {
     }
 }
 
+#[test]
+fn a_way_that_failed_before_is_tried_at_once_when_the_other_fails() {
+    let mut w = World::new(Nat::PortRestricted, Nat::PortRestricted);
+    w.session_up();
+    w.settle(20);
+    w.talk();
+    w.settle(20);
+    assert!(w.both(Tier::Direct));
+    w.direct_up = false;
+    assert!(
+        w.run(Duration::from_secs(2), |w| w.both(Tier::Relay))
+            .is_some()
+    );
+    w.settle(8);
+    w.direct_up = true;
+    w.relay_up = [false; 2];
+    let took = w.run(Duration::from_secs(8), |w| w.both(Tier::Direct));
+    let took = took.expect("the way is there again");
+    assert!(took < Duration::from_millis(1300), "{took:?}");
+    assert!(!w.lost());
+}
+
 /// Two whose relays are far away, and who prefer different ones.
 #[test]
 fn a_path_that_falls_quiet_is_asked_once() {
