@@ -26,6 +26,10 @@ struct Spent {
 }
 
 fn spend(ours: NatBehaviour, theirs: NatBehaviour, span: Duration) -> Spent {
+    spend_over(RelayKind::Fabric, ours, theirs, span)
+}
+
+fn spend_over(kind: RelayKind, ours: NatBehaviour, theirs: NatBehaviour, span: Duration) -> Spent {
     let relay = PathAddr::Relayed {
         relay: RELAYS[0].parse().unwrap(),
         index: 1,
@@ -35,6 +39,9 @@ fn spend(ours: NatBehaviour, theirs: NatBehaviour, span: Duration) -> Spent {
     let end = now + span;
     let mut agent = PathAgent::new(1, 1600, now);
     agent.set_local_nat(ours, now);
+    let at = PathAddr::Direct(relay.socket_addr());
+    let reach = RelayReach { at, kind };
+    agent.set_relays(&BTreeMap::from([(PeerId([1; 32]), reach)]), now);
     agent.count_received(10_000_000);
     agent.handle_session_up(relay, true, now);
     let list = ControlMessage::Candidates {
@@ -100,6 +107,14 @@ fn the_symmetric_side_of_a_run_opens_256_sockets_and_probes_twice_from_each() {
     assert!(rate(&spent.probes) <= 800, "{}", rate(&spent.probes));
     // Less what other messages have paid, which the path's size was looked for with.
     assert!((60_000..95_000).contains(&spent.paid), "{}", spent.paid);
+}
+
+#[test]
+fn ports_are_tried_by_chance_whoever_relays_but_not_where_udp_does_not_get_out() {
+    for (kind, sockets) in [(RelayKind::Member, 256), (RelayKind::Stream, 0)] {
+        let spent = spend_over(kind, SYMMETRIC, PORT_RESTRICTED, ONE_RUN);
+        assert_eq!(spent.sockets, sockets, "{kind:?}");
+    }
 }
 
 #[test]
