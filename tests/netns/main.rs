@@ -7,6 +7,10 @@
 mod demo;
 mod deploy;
 mod doctor;
+mod flood;
+#[path = "../flooding.rs"]
+#[allow(dead_code, reason = "shared with programs that use more of it")]
+mod flooding;
 mod gateways;
 mod guests;
 mod guide;
@@ -15,13 +19,22 @@ mod lab;
 mod lan;
 mod matrix;
 mod mdns;
+#[path = "../measuring.rs"]
+#[allow(dead_code, reason = "shared with programs that use more of it")]
+mod measuring;
 mod moved;
 mod mtu;
 mod nat;
 mod offloads;
 mod overlay;
 mod paths;
+#[path = "../played.rs"]
+#[allow(dead_code, reason = "shared with programs that use more of it")]
+mod played;
 mod port_mapping;
+#[path = "../processor_time.rs"]
+#[allow(dead_code, reason = "shared with programs that use more of it")]
+mod processor_time;
 #[path = "../reachability/mod.rs"]
 mod reachability;
 mod relays;

@@ -12,6 +12,9 @@
 )]
 
 mod crowd;
+mod flood;
+#[path = "../flooding.rs"]
+mod flooding;
 mod matrix;
 #[path = "../measuring.rs"]
 mod measuring;
@@ -19,6 +22,10 @@ mod memory;
 mod moved;
 #[path = "../netns/overlay.rs"]
 mod overlay;
+#[path = "../played.rs"]
+mod played;
+#[path = "../processor_time.rs"]
+mod processor_time;
 #[path = "../reachability/mod.rs"]
 mod reachability;
 mod ssh;
@@ -77,7 +84,12 @@ fn main() -> Result<()> {
     {
         return memory::hold(sessions, far);
     }
-    let parts: [Part; 12] = [
+    if let [what, far] = arguments.as_slice()
+        && what == flood::HOLD
+    {
+        return flood::hold(far);
+    }
+    let parts: [Part; 13] = [
         ("first-ping-direct", |amount| {
             let goal = Duration::from_secs(3);
             first_ping(amount, Nat::PortRestricted, "direct", goal)
@@ -90,6 +102,7 @@ fn main() -> Result<()> {
         }),
         ("idle", idle),
         ("memory", memory::memory),
+        ("flood", flood::flood),
         ("relay", transfer::relay),
         ("lossy-path", transfer::lossy),
         ("ssh", ssh::ssh),
@@ -341,7 +354,7 @@ fn idle(amount: Amount) -> Result<Measured> {
     let snapshot = || -> Result<(Vec<f64>, Vec<f64>)> {
         Ok((
             pids.iter()
-                .map(|pid| cpu_seconds(*pid))
+                .map(|pid| processor_time::of_process(*pid))
                 .collect::<Result<_>>()?,
             routers
                 .iter()
@@ -374,18 +387,6 @@ fn idle(amount: Amount) -> Result<Measured> {
         "\nOver {took:.0} s. Goal: under 1 % of a core and under 1 kB/s each."
     ));
     Ok(Measured { kept, lines })
-}
-
-/// What a process has used so far. USER_HZ is 100 on every Linux architecture that is still built.
-fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat
-        .rsplit_once(')')
-        .context("stat")?
-        .1
-        .split_whitespace()
-        .collect();
-    Ok((fields[11].parse::<f64>()? + fields[12].parse::<f64>()?) / 100.0)
 }
 
 /// What crossed a router's outside so far, both ways.

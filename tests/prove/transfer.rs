@@ -2,7 +2,7 @@
 
 use crate::measuring::{Spread, reported, stream};
 use crate::overlay::{FARLAN, await_path, eventually, founder, lab, member, ping};
-use crate::{Amount, Measured, cpu_seconds, wire};
+use crate::{Amount, Measured, processor_time, wire};
 use anyhow::{Context, Result, ensure};
 use cli::demo::Node;
 use std::thread;
@@ -46,7 +46,7 @@ fn carried(nodes: [&mut Node; 3], target: &str, seconds: u64) -> Result<Carried>
     }
     let used = || {
         pids.iter()
-            .map(|pid| cpu_seconds(*pid))
+            .map(|pid| processor_time::of_process(*pid))
             .collect::<Result<Vec<f64>>>()
     };
     let before = used()?;

@@ -182,7 +182,7 @@ impl Worker {
         match classify(datagram) {
             DatagramKind::RelayReply => state.pass_to_engine(from, datagram, now, out),
             DatagramKind::RelayRequest if clients.is_some() => {
-                if state.limits.relay_requests.take(now) {
+                if state.limits.relay_requests.take(from, now) {
                     let bytes = datagram.to_vec();
                     state.report(Report::Datagram { from, bytes }, now, out);
                 } else {
@@ -483,17 +483,17 @@ impl State {
             DatagramKind::Data(header) => {
                 let is_within = match self.lanes.get_mut(&header.slot()) {
                     Some(lane) => lane.takes_control(now) && self.limits.control.take(now),
-                    None => self.limits.unknown_control.take(now),
+                    None => self.limits.unknown_control.take(from, now),
                 };
                 (is_within, Counter::DropControlLoad)
             }
-            DatagramKind::Stun => (self.limits.stun.take(now), Counter::DropControlLoad),
+            DatagramKind::Stun => (self.limits.stun.take(from, now), Counter::DropControlLoad),
             DatagramKind::RelayReply => {
-                let is_within = self.limits.relay_replies.take(now);
+                let is_within = self.limits.relay_replies.take(from, now);
                 (is_within, Counter::DropControlLoad)
             }
             _ => {
-                let is_within = self.limits.handshakes.take(now);
+                let is_within = self.limits.handshakes.take(from, now);
                 (is_within, Counter::DropHandshakeLoad)
             }
         };
