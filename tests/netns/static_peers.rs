@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tunnel::engine::Command;
 use tunnel::io::{DataPlane, DataPlaneConfig, TapError};
 use tunnel::session::LocalKeys;
-use tunnel::wire::datagram::DATA;
+use tunnel::wire::datagram::{DATA, INITIATION, PATH_RESPONSE};
 use zeroize::Zeroizing;
 
 const NETWORK: NetworkId = NetworkId([7; 32]);
@@ -149,7 +149,7 @@ fn full_size_frames_pass_and_the_underlay_sees_sealed_datagrams_only() -> Result
             }
             let udp = frame.udp().context("only UDP between the two peers")?;
             ensure!(
-                matches!(udp.payload.first(), Some(0x80..=0x84)),
+                matches!(udp.payload.first(), Some(INITIATION..=PATH_RESPONSE)),
                 "not one of our datagrams: {frame:?}"
             );
             datagrams += 1;
