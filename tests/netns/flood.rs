@@ -18,6 +18,6 @@ fn no_flood_costs_more_than_its_bounds_or_keeps_honest_peers_from_anything() {
     let _flooded = flooded.unwrap();
     stage.assign_addresses().unwrap();
     let outcomes = stage.flood_all(std::process::id(), SPAN).unwrap();
-    let breaches: Vec<String> = outcomes.iter().flat_map(Outcome::breaches).collect();
-    assert!(breaches.is_empty(), "{}", breaches.join("\n"));
+    let faults: Vec<String> = outcomes.iter().flat_map(Outcome::faults).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
