@@ -5,6 +5,7 @@ use crate::overlay::{
 };
 use crate::reachability::moved::firewall::{let_out_all, let_out_only};
 use crate::reachability::talk::Talk;
+use anyhow::ensure;
 use cli::demo::Node;
 use cli::lab::{Host, Lab, Nat, Outbound, SiteOptions};
 use std::time::Duration;
@@ -168,6 +169,41 @@ fn much_traffic_through_ssh_takes_several_connections_and_the_end_of_one_is_no_e
     talk.end().unwrap();
     assert!(worst < PAUSE_MAX, "it paused for {worst:?}");
     assert_eq!(connections(&host).len(), many.len() - 1);
+}
+
+#[test]
+fn a_way_out_that_was_named_is_ready_before_it_is_needed() {
+    let lab = lab("ssh-spare");
+    let (_fabric, bootstrap) = fabric(&lab);
+    let (first, first_address) = public_founder(&lab, &bootstrap);
+    let gateway = lab.public_host("gateway").unwrap();
+    let site = lab.site("cell", Nat::PortRestricted).unwrap();
+    let by_ssh = format!("ip daddr {} tcp dport 22", gateway.address());
+    let by_udp = || let_out_only(&site, &format!("{by_ssh} accept; meta l4proto udp"));
+    by_udp().unwrap();
+    let host = site.host("inmate").unwrap();
+    let _daemon = sshd(&gateway, &ssh_key(&host));
+    let via = format!("ssh://root@{}", gateway.address());
+    let second = join(&host, &first, &["--via", &via]);
+    await_path(&second, "lab", "founder", "direct").unwrap();
+    eventually(|| {
+        ensure!(!connections(&host).is_empty(), "no spare");
+        Ok(())
+    })
+    .unwrap();
+
+    let talk = Talk::by_tcp(&host, first.machine(), &first_address).unwrap();
+    for _ in 0..2 {
+        // What is open stays, and nobody can log in any more.
+        let_out_only(&site, &format!("{by_ssh} ct state established")).unwrap();
+        await_path(&second, "lab", "founder", "stream").unwrap();
+        eventually(|| ping(&host, &first_address)).unwrap();
+        by_udp().unwrap();
+        await_path(&second, "lab", "founder", "direct").unwrap();
+    }
+    let worst = talk.worst();
+    talk.end().unwrap();
+    assert!(worst < PAUSE_MAX, "it paused for {worst:?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What this node has from fabric nodes: STUN servers and places at UDP relays, and a stream to a relay that datagrams do not
-//! reach. The straight way is tried on beside a stream, and the stream is closed when it works again.
+//! reach. The straight way is tried on beside a stream, and the stream is closed when it works again; but where the user named a
+//! way out, one stream stays as a spare, for a login at a gateway takes longer than a connection may pause.
 
 use super::{
     actor::{Done, Mail, Node},
@@ -50,8 +51,10 @@ struct Offer {
     ask_at: Option<Instant>,
     /// Its relay answers datagrams.
     is_bound: bool,
-    /// To its relay, if that is not reached straight.
+    /// To its relay, if that is not reached straight; a spare while it is.
     stream: RelayStream<Carrier>,
+    /// The stream was a spare, and nothing has come through it since it is needed.
+    is_doubtful: bool,
 }
 
 impl Offer {
@@ -70,9 +73,23 @@ impl Offer {
         !self.connected && !self.is_bound && self.stream.get().is_none()
     }
 
-    /// The relay's place in every way that there is.
+    /// The stream, if it is in use.
+    fn carrier(&self) -> Option<&Carrier> {
+        self.stream.get().filter(|_| !self.is_bound)
+    }
+
+    /// Datagrams do not get to its relay any more: takes the spare stream, or wants one.
+    fn unbind(&mut self, now: Instant) {
+        if std::mem::take(&mut self.is_bound) {
+            self.is_doubtful = self.stream.get().is_some();
+            self.stream.hurry(now);
+        }
+        self.stream.want(now);
+    }
+
+    /// The relay's place in every way that is in use. The relay sends where it was bound from last, so not by a spare.
     fn grants(&self) -> impl Iterator<Item = RelayGrant> {
-        let carried = self.grant.as_ref().zip(self.stream.get());
+        let carried = self.grant.as_ref().zip(self.carrier());
         let carried = carried.map(|(grant, carrier)| RelayGrant {
             carrier: Some(carrier.at),
             ..grant.clone()
@@ -190,7 +207,7 @@ impl Fabric {
     pub(super) fn udp(&self) -> Option<bool> {
         let mut offers = self.offers.values();
         let is_bound = self.offers.values().any(|offer| offer.is_bound);
-        let is_carried = offers.any(|offer| offer.stream.get().is_some());
+        let is_carried = offers.any(|offer| offer.carrier().is_some());
         (is_bound || is_carried).then_some(is_bound)
     }
 
@@ -233,7 +250,7 @@ impl Fabric {
 
     /// The gateway or proxy that streams leave through.
     pub(super) fn gateway(&self) -> Option<String> {
-        let mut carriers = self.offers.values().filter_map(|offer| offer.stream.get());
+        let mut carriers = self.offers.values().filter_map(Offer::carrier);
         carriers.find_map(|carrier| Some(carrier.via.as_ref()?.to_string()))
     }
 
@@ -368,38 +385,59 @@ impl Node {
             return;
         };
         debug!(?way, "relay lost");
-        offer.is_bound &= way.carrier.is_some();
         let now = Instant::now();
         offer.ask_at.get_or_insert_with(|| now + ASK_AGAIN);
         match way.carrier {
-            None => offer.stream.want(now),
+            None => offer.unbind(now),
             Some(at) => self.carrier_ended(way.via, at),
         }
         self.replace_gone();
     }
 
-    /// Perhaps datagrams do not get to the relay any more: a stream may, and costs little until it is known.
+    /// Perhaps datagrams do not get to the relay any more: a stream may, and costs little until it is known. A spare may have
+    /// died since it was opened.
     pub(super) fn relay_silent(&mut self, way: RelayWay) {
-        if let Some(offer) = self.fabric.offers.get_mut(&way.via)
-            && way.carrier.is_none()
-        {
-            offer.is_bound = false;
-            offer.stream.want(Instant::now());
+        let Some(offer) = self.fabric.offers.get_mut(&way.via) else {
+            return;
+        };
+        let now = Instant::now();
+        if way.carrier.is_none() {
+            offer.unbind(now);
+        } else if std::mem::take(&mut offer.is_doubtful) {
+            debug!(peer = ?way.via, "the spare stream is silent");
+            offer.stream.close();
+            offer.stream.want(now);
+        } else {
+            return;
         }
+        self.tell_services();
     }
 
     /// The relay knows where we are.
     pub(super) fn relay_bound(&mut self, way: RelayWay) {
+        let is_named = !self.config.via.is_empty();
+        let mut others = self
+            .fabric
+            .offers
+            .iter()
+            .filter(|(peer, _)| **peer != way.via);
+        let is_spare = is_named && others.all(|(_, offer)| offer.stream.is_unwanted());
         let Some(offer) = self.fabric.offers.get_mut(&way.via) else {
             return;
         };
+        offer.is_doubtful = false;
         if way.carrier.is_some() {
             info!(peer = ?way.via, "relay reached through a stream");
             return;
         }
+        let was_carried = offer.carrier().is_some();
         offer.is_bound = true;
-        if offer.stream.close() {
+        if is_spare {
+            offer.stream.want(Instant::now());
+        } else if offer.stream.close() {
             debug!(peer = ?way.via, "no stream is needed");
+        }
+        if was_carried {
             self.tell_services();
         }
     }
@@ -445,8 +483,10 @@ impl Node {
         let Some(offer) = self.fabric.offers.get_mut(&peer) else {
             return;
         };
-        match offer.stream.opened(carrier, Instant::now()) {
+        let is_spare = offer.is_bound;
+        match offer.stream.opened(carrier, is_spare, Instant::now()) {
             None => self.tell_services(),
+            Some((_, error)) if is_spare => info!(?peer, %error, "no spare stream"),
             Some((failures, error)) if failures.is_power_of_two() => {
                 warn!(?peer, %error, failures, "neither datagrams nor streams reach this relay");
             }
@@ -459,7 +499,7 @@ impl Node {
         if let Some(offer) = self.fabric.offers.get_mut(&peer)
             && offer.stream.get().is_some_and(|carrier| carrier.at == at)
         {
-            offer.stream.ended(Instant::now());
+            offer.stream.ended(offer.is_bound, Instant::now());
             self.tell_services();
         }
     }

@@ -1,4 +1,4 @@
-//! When a stream to a relay is opened that datagrams do not reach. Pure: opening it is the node's part.
+//! When a stream to a relay is opened that datagrams do not reach, or may not reach one day. Pure: opening it is the node's part.
 //!
 //! None ──datagrams do not get there──▶ wanted ──due──▶ opening ──▶ open
 //!  ▲                                     ▲◀──failed (backoff)─┘      │
@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 /// How soon a stream that could not be opened, or ended, is opened again; doubled by each failure.
 const AGAIN_MIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// The same while datagrams get there: a gateway may lock out who fails to log in too often.
+const SPARE_AGAIN: Duration = Duration::from_secs(600);
 
 /// The stream to one relay; `T` is what keeps it open.
 #[derive(Debug, Default)]
@@ -34,7 +36,7 @@ pub enum RelayStream<T> {
 }
 
 impl<T> RelayStream<T> {
-    /// Datagrams do not get to the relay.
+    /// Datagrams do not get to the relay, or it is to be ready for when they do not.
     pub fn want(&mut self, now: Instant) {
         if matches!(self, Self::None) {
             *self = Self::Wanted {
@@ -44,9 +46,21 @@ impl<T> RelayStream<T> {
         }
     }
 
-    /// Datagrams get to the relay: closes the stream. Whether there was or would have been one.
+    /// Datagrams do not get to the relay any more: one that could wait is opened now.
+    pub fn hurry(&mut self, now: Instant) {
+        if let Self::Wanted { at, .. } = self {
+            *at = now.min(*at);
+        }
+    }
+
+    /// It is of no use: whether there was or would have been one.
     pub fn close(&mut self) -> bool {
-        !matches!(std::mem::take(self), Self::None)
+        !std::mem::take(self).is_unwanted()
+    }
+
+    /// Whether there is none and none is to be.
+    pub const fn is_unwanted(&self) -> bool {
+        matches!(self, Self::None)
     }
 
     /// When it is to be opened.
@@ -65,15 +79,20 @@ impl<T> RelayStream<T> {
     }
 
     /// It was opened, or could not be. How often it failed, the last time included; `None` when it did not, or is not needed any
-    /// more, and what was opened is dropped then.
-    pub fn opened<E>(&mut self, outcome: Result<T, E>, now: Instant) -> Option<(u32, E)> {
+    /// more, and what was opened is dropped then. `is_spare`: datagrams get to the relay.
+    pub fn opened<E>(
+        &mut self,
+        outcome: Result<T, E>,
+        is_spare: bool,
+        now: Instant,
+    ) -> Option<(u32, E)> {
         let Self::Opening { failures } = *self else {
             return None;
         };
         match outcome {
             Ok(stream) => *self = Self::Open(stream),
             Err(error) => {
-                self.again(failures, now);
+                self.again(failures, is_spare, now);
                 return Some((failures + 1, error));
             }
         }
@@ -81,8 +100,8 @@ impl<T> RelayStream<T> {
     }
 
     /// It has ended by itself, or is of no use.
-    pub fn ended(&mut self, now: Instant) {
-        self.again(0, now);
+    pub fn ended(&mut self, is_spare: bool, now: Instant) {
+        self.again(0, is_spare, now);
     }
 
     /// What keeps it open.
@@ -93,10 +112,15 @@ impl<T> RelayStream<T> {
         }
     }
 
-    fn again(&mut self, failures: u32, now: Instant) {
+    fn again(&mut self, failures: u32, is_spare: bool, now: Instant) {
         let wait = AGAIN_MIN.saturating_mul(1 << failures.min(8));
+        let wait = if is_spare {
+            SPARE_AGAIN
+        } else {
+            wait.min(AGAIN_MAX)
+        };
         *self = Self::Wanted {
-            at: now + wait.min(AGAIN_MAX),
+            at: now + wait,
             failures: failures + 1,
         };
     }
@@ -115,7 +139,7 @@ mod tests {
         for n in 1..=8 {
             stream.begin();
             assert_eq!(stream.due(), None);
-            assert_eq!(stream.opened(Err("no"), now), Some((n, "no")));
+            assert_eq!(stream.opened(Err("no"), false, now), Some((n, "no")));
             let due = stream.due().unwrap();
             waits.push((due - now).as_secs());
             now = due;
@@ -129,7 +153,7 @@ mod tests {
         stream.want(now);
         stream.begin();
         assert!(stream.close());
-        assert_eq!(stream.opened(Ok::<_, ()>("open"), now), None);
+        assert_eq!(stream.opened(Ok::<_, ()>("open"), false, now), None);
         assert!(stream.get().is_none() && !stream.close());
     }
 
@@ -138,10 +162,24 @@ mod tests {
         let (mut stream, now) = (RelayStream::None, Instant::now());
         stream.want(now);
         stream.begin();
-        assert_eq!(stream.opened(Ok::<_, ()>("open"), now), None);
+        assert_eq!(stream.opened(Ok::<_, ()>("open"), false, now), None);
         stream.want(now);
         assert_eq!(stream.get(), Some(&"open"), "there is one already");
-        stream.ended(now);
+        stream.ended(false, now);
         assert_eq!(stream.due(), Some(now + AGAIN_MIN));
+    }
+
+    #[test]
+    fn a_spare_that_cannot_be_opened_has_time_until_it_is_needed() {
+        let (mut stream, now) = (RelayStream::<()>::None, Instant::now());
+        stream.want(now);
+        stream.begin();
+        assert_eq!(stream.opened(Err("no"), true, now), Some((1, "no")));
+        assert_eq!(stream.due(), Some(now + SPARE_AGAIN));
+        let later = now + AGAIN_MAX;
+        stream.hurry(later);
+        assert_eq!(stream.due(), Some(later));
+        stream.hurry(later + AGAIN_MAX);
+        assert_eq!(stream.due(), Some(later), "it is due already");
     }
 }

@@ -37,11 +37,15 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Bytes for T {}
 const UNSENT_BYTES_MAX: u32 = 16 << 10;
 /// A connection is dead when what was sent on it stays unconfirmed for so long.
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(20);
+/// A spare stream may say nothing for days, and must neither be forgotten by a NAT nor stay when its other end is gone.
+const QUIET_MAX: Duration = Duration::from_secs(30);
 
 /// Sets a TCP connection up for datagrams.
 fn tune(tcp: &TcpStream) -> io::Result<()> {
     let socket = socket2::SockRef::from(tcp);
     socket.set_tcp_nodelay(true)?;
+    let keepalive = socket2::TcpKeepalive::new().with_time(QUIET_MAX);
+    socket.set_tcp_keepalive(&keepalive.with_interval(QUIET_MAX / 3))?;
     socket.set_tcp_user_timeout(Some(UNCONFIRMED_MAX))?;
     socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
 }

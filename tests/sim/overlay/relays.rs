@@ -234,7 +234,7 @@ impl Overlay {
         if let Some(offer) = self.running(id).offers.get_mut(&place)
             && let Some(&stream) = offer.stream.get()
         {
-            offer.stream.ended(now);
+            offer.stream.ended(false, now);
             self.world.close_stream(stream);
             self.tell_relays(id);
             self.plan_stream(id, place);
@@ -273,7 +273,7 @@ impl Overlay {
         let (now, host) = (self.world.now(), self.member(id).host);
         let stream = self.world.open_stream(host, place);
         if let Some(offer) = self.running(id).offers.get_mut(&place) {
-            let _failed = offer.stream.opened(stream.ok_or(()), now);
+            let _failed = offer.stream.opened(stream.ok_or(()), false, now);
             if offer.stream.get().is_some() {
                 return self.tell_relays(id);
             }
