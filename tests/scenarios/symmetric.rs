@@ -78,6 +78,42 @@ fn a_symmetric_nat_meets_a_port_restricted_one_by_chance() {
 }
 
 #[test]
+fn who_meets_many_by_chance_has_them_wait_their_turn_and_its_router_bears_it() {
+    for crowded in [NatKind::PORT_RESTRICTED, NatKind::SYMMETRIC] {
+        let other = match crowded {
+            NatKind::SYMMETRIC => NatKind::PORT_RESTRICTED,
+            _ => NatKind::SYMMETRIC,
+        };
+        let mut nats = [Some(other); 25];
+        nats[0] = Some(crowded);
+        let (mut overlay, members) = network(6, &nats);
+        let (one, others) = (members[0], &members[1..]);
+        let nat = overlay.world.nat_of(overlay.member(one).host);
+        let nat = nat.expect("it has one");
+        let (mut flows, mut direct_after) = (vec![overlay.world.flows(nat)], None);
+        for second in 0..300 {
+            for &other in others {
+                overlay.send_ping(one, other, 56);
+            }
+            overlay.run(SECOND);
+            flows.push(overlay.world.flows(nat));
+            let is_direct = |&other: &_| overlay.path(one, other) == Some(PathKind::Direct);
+            if others.iter().all(is_direct) {
+                direct_after.get_or_insert(second);
+            }
+        }
+        let kept = flows
+            .windows(31)
+            .map(|half_minute| half_minute[30] - half_minute[0]);
+        let kept = kept.max().expect("300 s");
+        println!("{crowded:?}: {direct_after:?} s, {kept} flows in 30 s");
+        // What else a node sends to two dozen peers makes few.
+        assert!((512..2048 + 256).contains(&kept), "{kept} flows in 30 s");
+        assert!(direct_after.is_some());
+    }
+}
+
+#[test]
 fn a_random_symmetric_nat_is_no_match_for_another_symmetric_one() {
     assert_relayed([NatKind::SYMMETRIC, NatKind::SYMMETRIC]);
     assert_relayed([NatKind::SYMMETRIC, INCREMENTAL]);

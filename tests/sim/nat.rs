@@ -136,6 +136,8 @@ pub struct Nat {
     expired_at: Option<Instant>,
     /// Datagrams from outside that no mapping or filter let in.
     pub dropped: u64,
+    /// Flows that were ever begun from inside, each an entry in a router's table.
+    pub flows: u64,
 }
 
 impl Nat {
@@ -149,6 +151,7 @@ impl Nat {
             last: None,
             expired_at: None,
             dropped: 0,
+            flows: 0,
         }
     }
 
@@ -182,7 +185,8 @@ impl Nat {
             .get_mut(&public_port)
             .expect("every port in `ports` has its mapping");
         mapping.refreshed = now;
-        mapping.contacted.insert(self.kind.filtering.key(remote));
+        let is_new = mapping.contacted.insert(self.kind.filtering.key(remote));
+        self.flows += u64::from(is_new);
         SocketAddr::new(self.public, public_port)
     }
 

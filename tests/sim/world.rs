@@ -283,6 +283,11 @@ impl World {
         self.hosts[host.0].nat
     }
 
+    /// Flows that a NAT was ever asked for from inside.
+    pub fn flows(&self, nat: NatId) -> u64 {
+        self.nats[nat.0].flows
+    }
+
     /// Opens a stream from a member's host to an infrastructure node that runs: which address stands for it on either host.
     pub fn open_stream(&mut self, client: HostId, server: HostId) -> Option<SocketAddr> {
         if !self.is_connected(client, server) {

@@ -2,6 +2,7 @@
 
 use super::{
     challenges::Challenges,
+    flows::Flows,
     message::{Event, Transmit},
     sockets::Sockets,
 };
@@ -54,6 +55,7 @@ pub(super) struct Context {
     pub(super) relay: Option<RelayServer>,
     /// Sockets beside the data port's.
     pub(super) sockets: Sockets,
+    pub(super) flows: Flows,
     pub(super) transmits: VecDeque<Transmit>,
     pub(super) frames: VecDeque<(PortId, Vec<u8>)>,
     pub(super) events: VecDeque<Event>,
@@ -76,6 +78,7 @@ impl Context {
             timers: BTreeSet::new(),
             relay: None,
             sockets: Sockets::default(),
+            flows: Flows::default(),
             transmits: VecDeque::new(),
             frames: VecDeque::new(),
             events: VecDeque::new(),

@@ -4,6 +4,7 @@
 mod challenges;
 mod context;
 mod datagram;
+mod flows;
 mod frame;
 mod message;
 mod network;

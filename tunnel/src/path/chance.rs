@@ -6,7 +6,7 @@
 //! What it costs home routers, and why they survive it, is in `docs/paths.md`.
 
 use super::credit::PROBE_BYTES;
-use super::sockets::SocketWish;
+use super::wish::PathWish;
 use super::{ControlMessage, Passage, PathAgent};
 use overlay_types::PathAddr;
 use rand::Rng;
@@ -34,6 +34,8 @@ const TICKS: u32 = 180;
 
 /// How often a run is announced to the peer, which may not have heard.
 const ANNOUNCE_TICKS: u32 = 10;
+/// How long the peer is waited for, which may have other runs to do: 2 s.
+const MEETING_TICKS: u32 = 100;
 
 /// Before the next run, by how many there were; a path that stays relayed is not worth more.
 const PAUSES: [Duration; 4] = [
@@ -43,7 +45,7 @@ const PAUSES: [Duration; 4] = [
     Duration::from_secs(3600),
 ];
 
-/// How soon it is tried again where other peers have the node's sockets.
+/// How soon it is tried again where one of both nodes does the same for other peers.
 const BUSY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Ports that a NAT gives out: all but those below 1024.
@@ -81,7 +83,10 @@ pub(super) struct Chance {
     number: u32,
     run: Option<Run>,
     runs: usize,
+    /// The last run says when the next may be.
     not_before: Option<Instant>,
+    /// When we may ask the peer again, if one of us had no time for it.
+    ask_at: Option<Instant>,
     walk: Walk,
 }
 
@@ -91,10 +96,24 @@ struct Run {
     is_ours: bool,
     target: SocketAddr,
     sockets: Vec<u16>,
+    /// The run before.
+    number_before: u32,
+    /// The node gave what was wished for.
+    is_ready: bool,
+    /// The peer has announced it as well.
+    is_met: bool,
+    /// Since it was begun, and from then on since both are there.
     ticks: u32,
     next_at: Instant,
     /// Probes that left.
     sent: usize,
+}
+
+impl Run {
+    /// Flows that it makes at our router.
+    const fn flows(&self) -> usize {
+        if self.is_ours { SOCKETS } else { PROBES }
+    }
 }
 
 impl Chance {
@@ -123,31 +142,43 @@ impl Chance {
 
 impl PathAgent {
     /// A round begins in which a port of ours or of the peer is to be met by chance. `asked` is the peer's number, if it
-    /// began.
+    /// began. Who begins waits until the peer has announced it too, so that no run is in vain because only one side had time.
     pub(super) fn begin_chance(&mut self, is_ours: bool, asked: Option<u32>, now: Instant) {
-        let is_early = self.chance.not_before.is_some_and(|at| now < at);
+        let is_before = |at: Option<Instant>| at.is_some_and(|at| now < at);
+        let is_early =
+            is_before(self.chance.not_before) || asked.is_none() && is_before(self.chance.ask_at);
         let targets = self.candidates.outside();
         let target = targets.iter().find(|addr| addr.is_ipv4()).copied();
         let Some(target) = target.filter(|_| self.chance.run.is_none() && !is_early) else {
             return;
         };
-        let pause = PAUSES[self.chance.runs.min(PAUSES.len() - 1)];
-        self.chance.runs += 1;
-        self.tries.note_chance();
-        self.chance.not_before = Some(now + pause);
-        self.chance.number = asked.unwrap_or(self.chance.number.wrapping_add(1));
-        self.chance.run = Some(Run {
+        let number_before = self.chance.number;
+        self.chance.number = asked.unwrap_or(number_before.wrapping_add(1));
+        let run = Run {
             is_ours,
             target,
             sockets: Vec::new(),
+            number_before,
+            is_ready: false,
+            is_met: asked.is_some(),
             ticks: 0,
             next_at: now,
             sent: 0,
-        });
-        if is_ours {
-            self.wish(SocketWish::Open(SOCKETS));
-        } else {
-            self.continue_chance(now);
+        };
+        self.wish(PathWish::Flows(run.flows()));
+        self.chance.run = Some(run);
+    }
+
+    /// Whether the node may make the flows that were wished for. Where it may not, other peers have them.
+    pub fn handle_flows(&mut self, may_be_made: bool, now: Instant) {
+        match &mut self.chance.run {
+            Some(_) if !may_be_made => self.put_chance_off(now),
+            Some(run) if run.is_ours => self.wish(PathWish::Open(SOCKETS)),
+            Some(run) => {
+                run.is_ready = true;
+                self.continue_chance(now);
+            }
+            None => {}
         }
     }
 
@@ -157,14 +188,29 @@ impl PathAgent {
             return;
         };
         if sockets.len() >= SOCKETS / 2 {
-            run.sockets = sockets.to_vec();
+            (run.sockets, run.is_ready) = (sockets.to_vec(), true);
             return self.continue_chance(now);
         }
-        self.chance.run = None;
-        self.chance.runs = self.chance.runs.saturating_sub(1);
-        let pause = BUSY_PAUSE.mul_f64(self.rng.random_range(1.0..2.0));
-        self.chance.not_before = Some(now + pause);
+        self.wish(PathWish::Unmade(SOCKETS));
+        self.put_chance_off(now);
         self.tidy_sockets(now);
+    }
+
+    /// There is no run for now, and nothing of it happened.
+    fn put_chance_off(&mut self, now: Instant) {
+        if let Some(run) = self.chance.run.take() {
+            self.chance.number = run.number_before;
+        }
+        let pause = BUSY_PAUSE.mul_f64(self.rng.random_range(1.0..2.0));
+        self.chance.ask_at = Some(now + pause);
+    }
+
+    /// Both are there: from now on it costs something.
+    fn enter_chance(&mut self, now: Instant) {
+        let pause = PAUSES[self.chance.runs.min(PAUSES.len() - 1)];
+        self.chance.runs += 1;
+        self.chance.not_before = Some(now + pause);
+        self.tries.note_chance();
     }
 
     /// Data goes by a relay; a pair that nobody uses is not worth a run.
@@ -181,12 +227,15 @@ impl PathAgent {
         let Passage::ByChance { ours } = self.passage() else {
             return;
         };
-        if number == self.chance.number || !self.wants_passage() {
+        if !self.wants_passage() {
             return;
         }
-        if self.chance.run.is_some() {
-            self.chance.number = number; // both began
-        } else {
+        if let Some(run) = &mut self.chance.run {
+            self.chance.number = number; // ours, or both began
+            if !std::mem::replace(&mut run.is_met, true) {
+                (run.ticks, run.next_at) = (0, now);
+            }
+        } else if number != self.chance.number {
             self.begin_chance(ours, Some(number), now);
         }
     }
@@ -196,29 +245,43 @@ impl PathAgent {
         let Some(mut run) = self.chance.run.take() else {
             return;
         };
-        let has_none = run.is_ours && run.sockets.is_empty();
-        if run.next_at > now || has_none {
-            run.next_at = run.next_at.max(now + TICK * u32::from(has_none));
+        if run.next_at > now || !run.is_ready {
+            run.next_at = run.next_at.max(now + TICK * u32::from(!run.is_ready));
             self.chance.run = Some(run);
             return;
         }
-        if run.ticks == TICKS || !self.wants_passage() {
+        let ticks_max = if run.is_met { TICKS } else { MEETING_TICKS };
+        if run.ticks == ticks_max || !self.wants_passage() {
+            self.wish(PathWish::Unmade(run.flows().saturating_sub(run.sent)));
+            if !run.is_met {
+                self.chance.run = Some(run);
+                self.put_chance_off(now);
+            }
             return self.tidy_sockets(now);
+        }
+        if run.is_met && run.ticks == 0 {
+            self.enter_chance(now);
         }
         if run.ticks.is_multiple_of(ANNOUNCE_TICKS) {
             let number = self.chance.number;
             self.tell_peer(ControlMessage::ByChance { number }, now);
         }
-        self.ask_for_chance(&run);
-        self.pay(now);
-        if run.is_ours {
-            self.probe_from_sockets(&mut run, now);
-        } else {
-            self.probe_ports(&mut run, now);
+        if run.is_met {
+            self.try_by_chance(&mut run, now);
         }
         run.ticks += 1;
         run.next_at = now + TICK;
         self.chance.run = Some(run);
+    }
+
+    fn try_by_chance(&mut self, run: &mut Run, now: Instant) {
+        self.ask_for_chance(run);
+        self.pay(now);
+        if run.is_ours {
+            self.probe_from_sockets(run, now);
+        } else {
+            self.probe_ports(run, now);
+        }
     }
 
     /// Pays for what the peer is to send in this tick.

@@ -6,7 +6,7 @@
 //! addresses would take ports in between.
 
 use super::chance::{PORT_MIN, PORTS};
-use super::sockets::SocketWish;
+use super::wish::PathWish;
 use super::{ControlMessage, Passage, PathAgent};
 use crate::path::credit::PROBE_BYTES;
 use crate::stun::{PortAssignment, STEP_MAX, Sampled};
@@ -188,14 +188,14 @@ impl PathAgent {
             give_up_at: now + PATIENCE,
         });
         self.tidy_sockets(now);
-        self.wish(SocketWish::Open(1));
+        self.wish(PathWish::Open(1));
     }
 
     /// The socket is there; a number too many is closed with the next attempt.
     pub(super) fn take_foretelling_socket(&mut self, socket: u16) {
         if let Some(ours) = &mut self.foretelling.ours {
             ours.socket = Some(socket);
-            self.wish(SocketWish::Sample(socket));
+            self.wish(PathWish::Sample(socket));
         }
     }
 

@@ -22,11 +22,12 @@ mod table;
 mod tests;
 mod tried;
 mod watch;
+mod wish;
 
 pub use control::{CANDIDATES_MAX, ControlMessage, RelayOffer};
 pub(crate) use credit::wire_bytes;
 pub use passage::Passage;
-pub use sockets::SocketWish;
+pub use wish::PathWish;
 
 use crate::stun::NatBehaviour;
 use allowance::Allowance;
@@ -188,7 +189,7 @@ pub struct PathAgent {
     attempts: Allowance,
     chance: Chance,
     sockets: Sockets,
-    wishes: VecDeque<SocketWish>,
+    wishes: VecDeque<PathWish>,
     watch: Option<Watch>,
     /// When data left on the path in use that nothing has been heard after.
     unanswered_since: Option<Instant>,

@@ -1,7 +1,7 @@
 //! Sockets beside the data port's that this peer's paths use: wished for, given by the engine, and closed once nothing
 //! comes over them.
 
-use super::PathAgent;
+use super::{PathAgent, PathWish};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -10,17 +10,6 @@ const QUIET_MAX: Duration = Duration::from_secs(60);
 
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-
-/// What the agent wants done with sockets beside the data port's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SocketWish {
-    /// Open so many, and say which by [`PathAgent::handle_sockets`].
-    Open(usize),
-    /// Ask STUN servers where they see this one, and tell [`PathAgent::handle_sampled`].
-    Sample(u16),
-    /// Close it.
-    Close(u16),
-}
 
 /// The sockets of one peer.
 #[derive(Debug, Default)]
@@ -64,7 +53,7 @@ impl PathAgent {
         self.paths.retain(|addr, _| !idle.contains(&addr.socket()));
         for socket in idle {
             self.sockets.open.remove(&socket);
-            self.wish(SocketWish::Close(socket));
+            self.wish(PathWish::Close(socket));
         }
         self.sockets.look_at = (!self.sockets.open.is_empty()).then(|| now + LOOK_EVERY);
     }
@@ -80,16 +69,7 @@ impl PathAgent {
     pub(super) fn close_sockets(&mut self) {
         self.sockets.look_at = None;
         for socket in std::mem::take(&mut self.sockets.open) {
-            self.wish(SocketWish::Close(socket));
+            self.wish(PathWish::Close(socket));
         }
-    }
-
-    /// What is wanted of sockets next. Each [`SocketWish::Open`] is answered at once.
-    pub fn poll_wish(&mut self) -> Option<SocketWish> {
-        self.wishes.pop_front()
-    }
-
-    pub(super) fn wish(&mut self, wish: SocketWish) {
-        self.wishes.push_back(wish);
     }
 }

@@ -20,7 +20,7 @@ use super::{
     sockets::Owner,
 };
 use crate::{
-    path::{ControlMessage, PathAgent, PathEvent, PathTransmit, SocketWish},
+    path::{ControlMessage, PathAgent, PathEvent, PathTransmit, PathWish},
     relay::RelayFull,
     session::{Cookie, LastTimestamp, SessionSlot},
     snapshot,
@@ -445,12 +445,17 @@ impl Peer {
                 }
             } else if let Some(wish) = self.agent.poll_wish() {
                 match wish {
-                    SocketWish::Open(count) => {
+                    PathWish::Open(count) => {
                         let sockets = ctx.sockets.open(count, Owner::Peer(self.key));
                         self.agent.handle_sockets(&sockets, now);
                     }
-                    SocketWish::Sample(socket) => settled.samples.push(socket),
-                    SocketWish::Close(socket) => ctx.sockets.close(socket),
+                    PathWish::Sample(socket) => settled.samples.push(socket),
+                    PathWish::Close(socket) => ctx.sockets.close(socket),
+                    PathWish::Flows(count) => {
+                        let may_be_made = ctx.flows.take(count, now);
+                        self.agent.handle_flows(may_be_made, now);
+                    }
+                    PathWish::Unmade(count) => ctx.flows.give_back(count),
                 }
             } else if let Some(event) = self.agent.poll_event() {
                 match event {

@@ -172,13 +172,13 @@ impl Account {
     fn drain(&mut self) {
         while let Some(wish) = self.agent.poll_wish() {
             match wish {
-                SocketWish::Open(count) => {
+                PathWish::Open(count) => {
                     let count = count as u16;
                     let sockets: Vec<u16> = (0..count).map(|n| self.next_socket + n).collect();
                     self.next_socket = (self.next_socket + count) % 50_000;
                     self.agent.handle_sockets(&sockets, self.now);
                 }
-                SocketWish::Sample(socket) => {
+                PathWish::Sample(socket) => {
                     let last = ([203, 0, 113, 1], 40_000).into();
                     let sampled = Sampled {
                         last,
@@ -187,7 +187,8 @@ impl Account {
                     };
                     self.agent.handle_sampled(socket, Some(sampled), self.now);
                 }
-                SocketWish::Close(_) => {}
+                PathWish::Flows(_) => self.agent.handle_flows(true, self.now),
+                PathWish::Close(_) | PathWish::Unmade(_) => {}
             }
         }
         while let Some(PathTransmit { to, msg, pad_to }) = self.agent.poll_transmit() {

@@ -23,13 +23,33 @@ struct Spent {
     probes: Vec<(PathAddr, Instant)>,
     /// Bytes that paid for the peer's.
     paid: u64,
+    /// Flows that the node was asked for, and got back.
+    flows: usize,
+    unmade: usize,
+    /// The numbers of runs that the peer was told.
+    announced: Vec<u32>,
 }
+
+/// Under what a search begins.
+struct Terms {
+    kind: RelayKind,
+    /// The peer announces what it is told.
+    peer_takes_part: bool,
+    /// The node may make flows.
+    has_flows: bool,
+}
+
+const USUAL: Terms = Terms {
+    kind: RelayKind::Fabric,
+    peer_takes_part: true,
+    has_flows: true,
+};
 
 fn spend(ours: NatBehaviour, theirs: NatBehaviour, span: Duration) -> Spent {
-    spend_over(RelayKind::Fabric, ours, theirs, span)
+    spend_under(&USUAL, ours, theirs, span)
 }
 
-fn spend_over(kind: RelayKind, ours: NatBehaviour, theirs: NatBehaviour, span: Duration) -> Spent {
+fn spend_under(terms: &Terms, ours: NatBehaviour, theirs: NatBehaviour, span: Duration) -> Spent {
     let relay = PathAddr::Relayed {
         relay: RELAYS[0].parse().unwrap(),
         index: 1,
@@ -40,6 +60,7 @@ fn spend_over(kind: RelayKind, ours: NatBehaviour, theirs: NatBehaviour, span: D
     let mut agent = PathAgent::new(1, 1600, now);
     agent.set_local_nat(ours, now);
     let at = PathAddr::Direct(relay.socket_addr());
+    let kind = terms.kind;
     let reach = RelayReach { at, kind };
     agent.set_relays(&BTreeMap::from([(PeerId([1; 32]), reach)]), now);
     agent.count_received(10_000_000);
@@ -61,10 +82,18 @@ fn spend_over(kind: RelayKind, ours: NatBehaviour, theirs: NatBehaviour, span: D
         }
         agent.handle_timeout(now);
         while let Some(wish) = agent.poll_wish() {
-            if let SocketWish::Open(count) = wish {
-                spent.sockets += count;
-                let sockets: Vec<u16> = (1..=count as u16).collect();
-                agent.handle_sockets(&sockets, now);
+            match wish {
+                PathWish::Open(count) => {
+                    spent.sockets += count;
+                    let sockets: Vec<u16> = (1..=count as u16).collect();
+                    agent.handle_sockets(&sockets, now);
+                }
+                PathWish::Flows(count) => {
+                    spent.flows += count;
+                    agent.handle_flows(terms.has_flows, now);
+                }
+                PathWish::Unmade(count) => spent.unmade += count,
+                _ => {}
             }
         }
         while let Some(PathTransmit { to, msg, pad_to }) = agent.poll_transmit() {
@@ -74,6 +103,12 @@ fn spend_over(kind: RelayKind, ours: NatBehaviour, theirs: NatBehaviour, span: D
                 }
                 ControlMessage::Probe { .. } if to != PathAddr::Direct(outside) => {
                     spent.probes.push((to, now));
+                }
+                ControlMessage::ByChance { number } => {
+                    spent.announced.push(number);
+                    if terms.peer_takes_part {
+                        agent.handle_control(relay, msg, now);
+                    }
                 }
                 ControlMessage::Credit => spent.paid += credit::message_bytes(to, &msg, pad_to),
                 _ => {}
@@ -112,7 +147,8 @@ fn the_symmetric_side_of_a_run_opens_256_sockets_and_probes_twice_from_each() {
 #[test]
 fn ports_are_tried_by_chance_whoever_relays_but_not_where_udp_does_not_get_out() {
     for (kind, sockets) in [(RelayKind::Member, 256), (RelayKind::Stream, 0)] {
-        let spent = spend_over(kind, SYMMETRIC, PORT_RESTRICTED, ONE_RUN);
+        let terms = Terms { kind, ..USUAL };
+        let spent = spend_under(&terms, SYMMETRIC, PORT_RESTRICTED, ONE_RUN);
         assert_eq!(spent.sockets, sockets, "{kind:?}");
     }
 }
@@ -125,6 +161,48 @@ fn the_other_side_of_a_run_probes_1024_ports_once_each() {
     assert_eq!(ports.len(), 1024);
     assert!(rate(&spent.probes) <= 408, "{}", rate(&spent.probes));
     assert!((25_000..48_000).contains(&spent.paid), "{}", spent.paid);
+}
+
+#[test]
+fn a_run_costs_nothing_until_the_peer_takes_part() {
+    let terms = Terms {
+        peer_takes_part: false,
+        ..USUAL
+    };
+    for (ours, theirs, flows) in [
+        (SYMMETRIC, PORT_RESTRICTED, 256),
+        (PORT_RESTRICTED, SYMMETRIC, 1024),
+    ] {
+        let spent = spend_under(&terms, ours, theirs, Duration::from_secs(60));
+        assert_eq!(spent.probes, []);
+        let runs = spent.flows / flows;
+        assert!((5..=9).contains(&runs), "every 7 to 12 s, but {runs} in 60");
+        assert!(spent.unmade + flows >= spent.flows, "but for one under way");
+        assert_eq!(spent.announced.len().div_ceil(10), runs);
+        let first = spent.announced[0];
+        assert!(spent.announced.iter().all(|number| *number == first));
+    }
+}
+
+#[test]
+fn a_run_for_which_the_node_has_no_flows_waits_and_nobody_hears_of_it() {
+    let terms = Terms {
+        has_flows: false,
+        ..USUAL
+    };
+    for (ours, theirs, flows) in [
+        (SYMMETRIC, PORT_RESTRICTED, 256),
+        (PORT_RESTRICTED, SYMMETRIC, 1024),
+    ] {
+        let spent = spend_under(&terms, ours, theirs, Duration::from_secs(60));
+        assert_eq!((spent.sockets, spent.unmade), (0, 0));
+        assert!(spent.probes.is_empty() && spent.announced.is_empty());
+        let runs = spent.flows / flows;
+        assert!(
+            (6..=12).contains(&runs),
+            "every 5 to 10 s, but {runs} in 60"
+        );
+    }
 }
 
 #[test]
@@ -179,7 +257,11 @@ fn a_flood_of_requests_is_answered_at_its_own_pace() {
                     _ => {}
                 }
             }
-            while agent.poll_wish().is_some() {}
+            while let Some(wish) = agent.poll_wish() {
+                if let PathWish::Flows(_) = wish {
+                    agent.handle_flows(true, now);
+                }
+            }
         }
     }
     // Ten seconds: six rounds, eight attempts, one run by chance.
