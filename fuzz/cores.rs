@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 use tunnel::engine::{Command, Engine, EngineConfig};
-use tunnel::path::{ControlMessage, PathAgent, RelayOffer, SocketWish};
+use tunnel::path::{ControlMessage, PathAgent, PathWish, RelayOffer};
 use tunnel::session::LocalKeys;
 use tunnel::stun::{NatBehaviour, NatRule, PortAssignment, Sampled};
 use tunnel::worker::Report;
@@ -304,13 +304,13 @@ fn serve_sockets(agent: &mut PathAgent, last: &mut u16, now: Instant) -> usize {
     let mut opened = 0;
     while let Some(wish) = agent.poll_wish() {
         match wish {
-            SocketWish::Open(count) => {
+            PathWish::Open(count) => {
                 opened += count;
                 let sockets: Vec<u16> = (0..count).map(|n| last.wrapping_add(n as u16)).collect();
                 *last = last.wrapping_add(count as u16);
                 agent.handle_sockets(&sockets, now);
             }
-            SocketWish::Sample(socket) => {
+            PathWish::Sample(socket) => {
                 let last = ([203, 0, 113, 1], 40_000).into();
                 let sampled = Sampled {
                     last,
@@ -319,7 +319,8 @@ fn serve_sockets(agent: &mut PathAgent, last: &mut u16, now: Instant) -> usize {
                 };
                 agent.handle_sampled(socket, Some(sampled), now);
             }
-            SocketWish::Close(_) => {}
+            PathWish::Flows(count) => agent.handle_flows(count > usize::from(*last % 1024), now),
+            PathWish::Close(_) | PathWish::Unmade(_) => {}
         }
     }
     opened

@@ -1,7 +1,9 @@
 //! Which path two nodes end up on, for every pair of NATs; and that a path's loss is survived.
 
 use crate::overlay::{await_path, eventually, fabric, founder, host_behind, lab, member, ping};
+use crate::why::why;
 use cli::lab::Nat;
+use overlay_types::why::WayKind;
 
 /// Builds a pair behind these NATs, pings both ways, and waits for the path to be what it should.
 fn pair(name: &str, left: Nat, right: Nat, expected: &str) {
@@ -79,4 +81,32 @@ fn two_hosts_on_one_lan_talk_over_it() {
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn networks_of_guests_and_other_overlays_are_no_ways_to_a_host() {
+    let lab = lab("inner-networks");
+    let (_fabric, bootstrap) = fabric(&lab);
+    let site = lab.site("home", Nat::PortRestricted).unwrap();
+    let (one, two) = (site.host("one").unwrap(), site.host("two").unwrap());
+    // Whatever their names are; one bridge has no guest yet, the other a container.
+    let inner = "ip link add lxdbr0 type bridge && ip addr add 10.99.1.1/24 dev lxdbr0
+        ip link add br-lan type bridge && ip addr add 10.99.2.1/24 dev br-lan
+        ip link add guest type veth peer name guest-end && ip link set guest master br-lan
+        ip tuntap add dev vpn0 mode tun && ip addr add 10.99.3.1/24 dev vpn0
+        for link in lxdbr0 br-lan guest guest-end vpn0; do ip link set $link up; done";
+    one.sh(inner).unwrap();
+    let first = founder(&one, &bootstrap, "lab", &[]);
+    let second = member(&two, &first, "lab");
+    eventually(|| ping(second.machine(), &first.address("lab")?)).unwrap();
+    await_path(&second, "lab", "one", "direct").unwrap();
+
+    let explanation = why(&second, &["one"]).unwrap();
+    let ways_in: Vec<_> = explanation.to.site.ways_in.iter().collect();
+    let hosts: Vec<_> = ways_in
+        .iter()
+        .filter(|way| way.kind == WayKind::Host)
+        .collect();
+    assert_eq!(hosts.len(), 1, "{ways_in:?}");
+    assert!(hosts[0].addr.ip().to_string().starts_with("192.168."));
 }

@@ -4,6 +4,7 @@
 pub mod hosts_file;
 pub mod names;
 pub mod netlink;
+mod reachable;
 pub mod resolved;
 mod sleep;
 pub mod sysctl;

@@ -448,33 +448,6 @@ impl Netlink {
         Ok(None)
     }
 
-    /// Addresses where other hosts may reach this one: global ones of interfaces that are up, but not of `except` (the overlay's
-    /// own), nor of bridges that carry only virtual machines or containers (no hardware or veth uplink can be told apart, so
-    /// well-known names go by `except`). IPv6 privacy addresses come last.
-    ///
-    /// # Errors
-    /// When the kernel does not answer.
-    pub async fn host_addresses(
-        &self,
-        except: &BTreeSet<String>,
-    ) -> Result<Vec<IpAddr>, NetlinkError> {
-        let links = self.links().await?;
-        let usable = |index: u32| {
-            links.iter().any(|l| {
-                l.index == index
-                    && l.up
-                    && !l.loopback
-                    && !except.contains(&l.name)
-                    && !VM_NETWORKS.iter().any(|p| l.name.starts_with(p))
-            })
-        };
-        let mut addresses = self.addresses(None).await?;
-        addresses.retain(|a| a.global && a.usable && !a.address.is_loopback() && usable(a.index));
-        addresses.sort_by_key(|a| (a.temporary, a.address));
-        addresses.dedup_by_key(|a| a.address);
-        Ok(addresses.into_iter().map(|a| a.address).collect())
-    }
-
     async fn change(&self, message: LinkMessage, what: &str) -> Result<(), NetlinkError> {
         self.handle
             .link()
@@ -484,11 +457,6 @@ impl Netlink {
             .map_err(|e| failed(what, e))
     }
 }
-
-/// Bridges that virtual machines and containers of this host sit on: reachable from nowhere else.
-const VM_NETWORKS: [&str; 8] = [
-    "virbr", "docker", "br-", "veth", "vnet", "cni", "podman", "lxc",
-];
 
 fn overlaps(subnet: Subnet, address: Ipv4Addr, prefix_len: u8) -> bool {
     let shorter = prefix_len.min(subnet.prefix_len());

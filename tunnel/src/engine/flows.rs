@@ -39,6 +39,7 @@ impl Flows {
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a test's time begins somewhere")]
 mod tests {
     use super::*;
 
