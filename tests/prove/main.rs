@@ -15,6 +15,7 @@ mod crowd;
 mod flood;
 #[path = "../flooding.rs"]
 mod flooding;
+mod head_of_line;
 mod matrix;
 #[path = "../measuring.rs"]
 mod measuring;
@@ -89,7 +90,7 @@ fn main() -> Result<()> {
     {
         return flood::hold(far);
     }
-    let parts: [Part; 13] = [
+    let parts: [Part; 14] = [
         ("first-ping-direct", |amount| {
             let goal = Duration::from_secs(3);
             first_ping(amount, Nat::PortRestricted, "direct", goal)
@@ -107,6 +108,7 @@ fn main() -> Result<()> {
         ("lossy-path", transfer::lossy),
         ("ssh", ssh::ssh),
         ("ssh-lossy", ssh::ssh_lossy),
+        ("head-of-line", head_of_line::head_of_line),
         ("moved", moved::moved),
         ("matrix", matrix::matrix),
         ("crowd", crowd::crowd),
