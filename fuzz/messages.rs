@@ -158,6 +158,7 @@ fn view() -> View {
                 kind: PathKind::Relay,
                 to,
                 relay,
+                relays: 1,
                 rtt_us: 20_000,
                 mtu: 1472,
                 mtu_refused: Some(1473),

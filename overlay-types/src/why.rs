@@ -4,7 +4,10 @@
 
 use crate::{Name, NatBehaviour, PathKind, PeerId};
 use serde::{Deserialize, Serialize};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+};
 
 /// Ways in that a node lists.
 pub const WAYS_IN_MAX: usize = 16;
@@ -33,6 +36,8 @@ pub struct Explanation {
     pub from: Side,
     /// The other one.
     pub to: Side,
+    /// Members that relay between the two, by the relays' ids; relays of fabric nodes have no names.
+    pub relaying: BTreeMap<PeerId, Name>,
     /// What the two NATs allow, in words.
     pub passage: String,
     /// What would make it better; empty where nothing would.
@@ -169,10 +174,12 @@ pub struct Way {
 pub struct PathInUse {
     /// Of which kind.
     pub kind: PathKind,
-    /// Where datagrams go; the relay's address where there is one.
+    /// Where datagrams go; the first relay's address where there is one.
     pub to: SocketAddr,
-    /// Who runs the relay.
+    /// Who runs the relay; the one after it where two follow each other.
     pub relay: Option<PeerId>,
+    /// How many relays stand between.
+    pub relays: u8,
     /// Smoothed round trip in microseconds; 0 until it was measured.
     pub rtt_us: u64,
     /// Largest UDP payload known to pass.

@@ -64,6 +64,7 @@ fn told_why(from: &Node, peer: &str, relays: [&Node; 2], advice: &[AdviceKind]) 
             Some((path.kind, path.relay))
         });
         ensure!(used == by, "by {used:?}, not {by:?}");
+        ensure!(!said.relaying.is_empty(), "nobody is named");
         let advised: Vec<_> = said.advice.iter().map(|given| given.kind).collect();
         ensure!(advised == advice, "{advised:?}");
         Ok(())

@@ -406,6 +406,7 @@ fn way(path: PathKind) -> Way {
             kind: path,
             to: "198.51.100.1:4078".parse().unwrap(),
             relay: Some(PeerId([9; 32])),
+            relays: 1,
             rtt_us: 20_000,
             mtu: 1472,
             mtu_refused: None,

@@ -5,9 +5,10 @@ use crate::{
     output::{rtt, say, say_json, say_paragraph, say_table, span},
 };
 use overlay_types::{
-    NatRule, PathKind, PeerId, PortAssignment,
+    Name, NatRule, PathKind, PeerId, PortAssignment,
     why::{Carriage, Explanation, Outcome, PathInUse, Side, Tried, Way, WayKind, Why},
 };
+use std::collections::BTreeMap;
 
 /// What was typed: one target, or two.
 pub(super) async fn why(client: &Client, targets: &[String], json: bool) -> anyhow::Result<()> {
@@ -30,7 +31,8 @@ pub(super) async fn why(client: &Client, targets: &[String], json: bool) -> anyh
 
 fn show(explanation: &Explanation) {
     let Explanation { from, to, .. } = explanation;
-    say_paragraph("", &headline(from, to));
+    let relaying = &explanation.relaying;
+    say_paragraph("", &headline(from, to, relaying));
     for (side, other) in [(from, to), (to, from)] {
         say("");
         say_paragraph("", &title(side));
@@ -42,7 +44,7 @@ fn show(explanation: &Explanation) {
         }
         let path = side.way.as_ref().and_then(|way| way.path);
         if let Some(path) = path.filter(|_| side.id == to.id) {
-            let words = path_words(side, &path);
+            let words = path_words(side, &path, relaying);
             say_paragraph("  ", &format!("Reaches {} {words}.", other.name));
         }
     }
@@ -73,20 +75,20 @@ fn show(explanation: &Explanation) {
 }
 
 /// By which path the two reach each other.
-fn headline(from: &Side, to: &Side) -> String {
+fn headline(from: &Side, to: &Side, relaying: &BTreeMap<PeerId, Name>) -> String {
     let names = format!("{} to {}", from.name, to.name);
     let path = |side: &Side| side.way.as_ref().and_then(|way| way.path);
     match (path(from), path(to)) {
-        (Some(path), _) => format!("{names}: {}.", path_words(from, &path)),
+        (Some(path), _) => format!("{names}: {}.", path_words(from, &path, relaying)),
         (None, Some(path)) if from.way.is_none() => {
-            let words = path_words(to, &path);
+            let words = path_words(to, &path, relaying);
             format!("{names}: {words}, as {} sees it.", to.name)
         }
         _ => format!("{names}: there is no path."),
     }
 }
 
-fn path_words(side: &Side, path: &PathInUse) -> String {
+fn path_words(side: &Side, path: &PathInUse, relaying: &BTreeMap<PeerId, Name>) -> String {
     let rtt = match path.rtt_us {
         0 => "not measured yet".into(),
         us => format!("round trip {}", rtt(us)),
@@ -96,13 +98,16 @@ fn path_words(side: &Side, path: &PathInUse) -> String {
         (PathKind::Direct, _) => format!("direct, at {}; {figures}", path.to),
         (kind, relay) => {
             let by = carriage(side, path);
-            let relay = relay.map_or_else(String::new, |id| format!(" {}", relay_name(id)));
-            let what = if kind == PathKind::Stream {
-                "by a stream to relay"
-            } else {
-                "by relay"
-            };
-            format!("{what}{relay} at {}{by}; {figures}", path.to)
+            let relay = relay.map_or_else(String::new, |id| match relaying.get(&id) {
+                Some(member) => format!(" {member}"),
+                None => format!(" …{}", id.short()),
+            });
+            let to = path.to;
+            match kind {
+                PathKind::Stream => format!("by a stream to relay{relay} at {to}{by}; {figures}"),
+                _ if path.relays > 1 => format!("by two relays, at {to} and{relay}; {figures}"),
+                _ => format!("by relay{relay} at {to}; {figures}"),
+            }
         }
     }
 }
@@ -122,11 +127,6 @@ fn carriage(side: &Side, path: &PathInUse) -> String {
         Some(Carriage::Proxy) => format!(", by TLS through the proxy{through}"),
         Some(Carriage::Ssh) => format!(", by SSH through the gateway{through}"),
     }
-}
-
-/// Relays that are nobody in the network have no names.
-fn relay_name(id: PeerId) -> String {
-    format!("…{}", id.short())
 }
 
 fn title(side: &Side) -> String {
@@ -346,6 +346,39 @@ mod tests {
         }
         let said: std::collections::BTreeSet<_> = rows.iter().map(|row| &row[5]).collect();
         assert_eq!(said.len(), outcomes.len());
+    }
+
+    #[test]
+    fn relays_are_named_where_they_have_names() {
+        let side = Side {
+            id: PeerId([1; 32]),
+            name: "a".parse().unwrap(),
+            address: None,
+            is_here: true,
+            unasked: None,
+            site: overlay_types::why::Site::default(),
+            way: None,
+            gateway: None,
+        };
+        let path = |relays, relay| PathInUse {
+            kind: PathKind::Relay,
+            to: "198.51.100.1:4078".parse().unwrap(),
+            relay: Some(relay),
+            relays,
+            rtt_us: 20_000,
+            mtu: 1472,
+            mtu_refused: None,
+            black_holes: 0,
+        };
+        let (member, other) = (PeerId([2; 32]), PeerId([3; 32]));
+        let relaying = BTreeMap::from([(member, "vm-8".parse().unwrap())]);
+        let words = |path| path_words(&side, &path, &relaying);
+        let start = "by relay vm-8 at 198.51.100.1:4078; ";
+        assert!(words(path(1, member)).starts_with(start));
+        let start = "by two relays, at 198.51.100.1:4078 and vm-8; ";
+        assert!(words(path(2, member)).starts_with(start));
+        let start = format!("by relay …{} at ", other.short());
+        assert!(words(path(1, other)).starts_with(&start));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use overlay_types::{
     api::ApiError,
     why::{Explanation, Side, Site, View, WAYS_IN_MAX, WayIn, WayKind, Why},
 };
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use tokio::sync::oneshot;
 
 /// How long a member may take to say how it sees things. Its control connection may have to be opened first.
@@ -46,13 +46,23 @@ impl Node {
             Ok(asked) => asked,
             Err(error) => return answer(reply, Err(error)),
         };
-        let network = self.networks[&id].name().clone();
+        let member = &self.networks[&id];
+        let network = member.name().clone();
+        let members = member.directory.members();
+        let names: BTreeMap<_, _> = members
+            .map(|cert| (cert.member, cert.name.clone()))
+            .collect();
         tokio::spawn(async move {
             let (mut from, mut to) = tokio::join!(from.finish(), to.finish());
             complete(&mut from, &to);
             complete(&mut to, &from);
+            let ways = [&from, &to].map(|side| side.way.as_ref()?.path?.relay);
+            let relays = ways.into_iter().flatten();
             let explanation = Explanation {
                 network,
+                relaying: relays
+                    .filter_map(|relay| Some((relay, names.get(&relay)?.clone())))
+                    .collect(),
                 passage: why::passage(&from, &to).to_string(),
                 advice: why::advise(&from, &to),
                 from,

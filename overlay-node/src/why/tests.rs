@@ -87,6 +87,7 @@ fn by(side: &mut Side, kind: PathKind, rtt_us: u64) {
             kind,
             to: addr("198.51.100.1:4078"),
             relay: Some(RELAY),
+            relays: 1,
             rtt_us,
             mtu: 1400,
             mtu_refused: None,

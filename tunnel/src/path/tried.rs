@@ -110,6 +110,7 @@ impl PathAgent {
                 kind: self.kind_of(view.addr),
                 to: view.addr.socket_addr(),
                 relay: self.candidates.relay_of(view.addr),
+                relays: view.addr.relays() as u8,
                 rtt_us: micros(view.rtt),
                 mtu: view.mtu,
                 mtu_refused: size.refused(),
