@@ -733,7 +733,10 @@ impl Engine {
                 self.relays.handle_lost(way, now);
                 self.ctx.tell(Event::RelayLost(way));
             }
-            RelayEvent::Silent(way) => self.ctx.tell(Event::RelaySilent(way)),
+            RelayEvent::Silent(way) => {
+                self.relays.look_soon(now);
+                self.ctx.tell(Event::RelaySilent(way));
+            }
             RelayEvent::Bound { way, observed } => {
                 self.relays.look_soon(now);
                 self.ctx.tell(Event::RelayBound(way));

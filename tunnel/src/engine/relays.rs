@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Places had because peers have theirs there. A peer may list what it likes, so they are few, and never with strangers.
+/// Places at members had because peers have theirs there. A peer may list what it likes, so they are few, and never with strangers.
 const WANTED_MAX: usize = 4;
 /// Ways in that lead through relays and are told to peers, who try four.
 const LISTED_MAX: usize = 4;
@@ -411,24 +411,26 @@ impl Relays {
         look: &mut Look,
         now: Instant,
     ) -> Vec<PeerId> {
-        let is_ours = |via: &&PeerId| {
-            let is_bound = bound.iter().any(|place| place.way.via == **via);
-            is_bound || (self.uses(**via) && !self.is_refused(**via, now))
+        let is_ours = |via: &&PeerId| match bound.iter().find(|place| place.way.via == **via) {
+            Some(place) => !place.is_silent,
+            None => self.uses(**via) && !self.is_refused(**via, now),
         };
         let mut shared: Vec<PeerId> = list.iter().filter(is_ours).copied().collect();
         for via in list {
             if shared.len() >= count {
                 break;
             }
-            if shared.contains(via) || self.wanted.len() >= WANTED_MAX {
-                continue;
+            if shared.contains(via) || bound.iter().any(|place| place.way.via == *via) {
+                continue; // it is ours already, or does not answer
             }
             let relay = |member: &&MemberView| member.key.1 == *via;
             let mut relays = members.iter().filter(relay).peekable();
             let is_member = relays.peek().is_some();
             if relays.any(|relay| self.could_give(relay, now)) {
-                self.wanted.insert(*via, now + WANTED_FOR);
-                shared.push(*via);
+                if self.wanted.len() < WANTED_MAX {
+                    self.wanted.insert(*via, now + WANTED_FOR);
+                    shared.push(*via);
+                }
             } else if !is_member {
                 let was_sought = self.sought.contains_key(via);
                 if !was_sought && self.sought.len() == SOUGHT_MAX {

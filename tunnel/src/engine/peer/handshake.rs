@@ -317,6 +317,7 @@ impl Peer {
         if tries > 0 {
             let (network, peer) = self.key;
             ctx.tell(Event::PeerUnanswered { network, peer });
+            self.is_unheard |= tries == 1; // perhaps because no relay of ours is there any more
         }
         if tries >= TRIES_MAX {
             self.give_up(ctx, now);

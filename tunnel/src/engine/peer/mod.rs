@@ -87,6 +87,8 @@ pub(super) struct Peer {
     /// Whether a way to it was wanted when that was last looked at: then it may take relays that we do not have yet.
     was_sought: bool,
     is_new_session: bool,
+    /// Our first call was not answered.
+    is_unheard: bool,
 }
 
 impl Peer {
@@ -121,6 +123,7 @@ impl Peer {
             has_moved: false,
             was_sought: false,
             is_new_session: false,
+            is_unheard: false,
         }
     }
 
@@ -436,6 +439,7 @@ impl Peer {
         let (network, peer) = self.key;
         let mut settled = Settled {
             place: self.place_told.take().map(|place| (self.key, place)),
+            is_distressed: std::mem::take(&mut self.is_unheard),
             ..Settled::default()
         };
         loop {

@@ -2,7 +2,10 @@
 
 use super::world::*;
 use crate::{
-    engine::relays::{MemberView, Relays},
+    engine::{
+        Event,
+        relays::{MemberView, Relays},
+    },
     path::RelayOffer,
     relay::{RelayClient, RelayGrant, RelayLimits, RelayServer, Verdict},
 };
@@ -104,6 +107,52 @@ fn relays_of_the_record_are_shared_too_for_what_the_peer_said_may_be_old() {
     let lists = needy(3, &fabrics, &[1, 2].map(peer_id));
     relays.look(&[lists, willing(1), willing(2)], now);
     assert!([1, 2].iter().all(|node| relays.uses(peer_id(*node))));
+}
+
+/// The fabric nodes that the node is asked for a place at.
+fn sought(relays: &mut Relays, members: &[MemberView], now: Instant) -> Vec<PeerId> {
+    let events = relays.look(members, now).events.into_iter();
+    let wanted = events.filter_map(|event| match event {
+        Event::RelayWanted(via) => Some(via),
+        _ => None,
+    });
+    wanted.collect()
+}
+
+#[test]
+fn fabric_relays_are_sought_also_while_as_many_members_as_may_be_give_places() {
+    let now = Instant::now();
+    let mut relays = bound_at(2, now);
+    let givers = [1, 2, 3, 4].map(peer_id);
+    let mut members = vec![needy(5, &givers[..2], &[]), needy(6, &givers[2..], &[])];
+    members.extend((1..=4).map(willing));
+    assert_eq!(sought(&mut relays, &members, now), []);
+    assert!(givers.iter().all(|via| relays.uses(*via)));
+
+    let away = MemberView {
+        path: None,
+        ..needy(7, &[], &[fabric(5), fabric(6), peer_id(8)])
+    };
+    members.extend([away, willing(8)]);
+
+    let sought = sought(&mut relays, &members, now + SOON);
+    assert_eq!(sought, [fabric(5), fabric(6)]);
+    assert!(!relays.uses(peer_id(8)), "members' places are few");
+}
+
+#[test]
+fn a_relay_that_does_not_answer_any_more_is_not_shared() {
+    let now = Instant::now();
+    let mut relays = bound_at(3, now);
+    let all = [0, 1, 2, 5].map(fabric);
+    let members = [needy(3, &[], &all)];
+    assert_eq!(sought(&mut relays, &members, now), []);
+    relays.client.refresh(now);
+    let silent_at = now + Duration::from_millis(300);
+    relays.client.handle_timeout(silent_at);
+    assert!(relays.client.bound().iter().all(|place| place.is_silent));
+
+    assert_eq!(sought(&mut relays, &members, silent_at), [fabric(5)]);
 }
 
 #[test]
