@@ -117,7 +117,7 @@ pub struct Figures {
     pub first_data: Vec<Duration>,
     /// The same of pairs of which one had been away.
     pub first_data_again: Vec<Duration>,
-    /// Pairs that never got an answer, and talked for more than ten seconds.
+    /// Pairs that had no answer in their first ten seconds.
     pub never: usize,
     /// Times until pairs that had to punch were direct.
     pub punched_after: Vec<Duration>,
@@ -209,10 +209,11 @@ impl Figures {
         now: Duration,
     ) {
         let lasted = now.saturating_sub(spell.began);
+        self.never += usize::from(spell.first.unwrap_or(lasted) > NEVER_AFTER);
         match spell.first {
             Some(first) if spell.is_again => self.first_data_again.push(first),
             Some(first) => self.first_data.push(first),
-            None => self.never += usize::from(lasted > NEVER_AFTER),
+            None => {}
         }
         let Some(way) = way.filter(|_| lasted >= TALKED_MIN) else {
             return;
@@ -274,7 +275,7 @@ impl Figures {
                 "| probes within the 2 s after a loss, answered and not | {} and {} |",
                 self.reached_in_recovery, self.lost_in_recovery
             ),
-            format!("| pairs that never got an answer | {} |", self.never),
+            format!("| pairs without an answer in their first ten seconds | {} |", self.never),
             times("first data of a new pair", &self.first_data),
             times("first data after one was away", &self.first_data_again),
             times(

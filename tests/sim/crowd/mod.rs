@@ -415,10 +415,11 @@ impl Crowd {
             let Some(spell) = &mut self.pairs[at].spell else {
                 continue;
             };
-            let is_first = spell.first.is_none();
-            let in_time = answered.is_some_and(|took| took <= ANSWER_WITHIN);
             let began = spell.began;
-            if let (Some(took), true) = (answered, is_first) {
+            // What waited for the first answer with the probe that got it was sent before it, too.
+            let is_first = spell.first.is_none_or(|first| sent < began + first);
+            let in_time = answered.is_some_and(|took| took <= ANSWER_WITHIN);
+            if let (Some(took), None) = (answered, spell.first) {
                 let first = sent + took - began;
                 spell.first = Some(first);
                 let slow = Slow {
