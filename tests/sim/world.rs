@@ -720,12 +720,12 @@ const fn is_stream(addr: SocketAddr) -> bool {
     addr.ip().is_loopback()
 }
 
-/// Public addresses: hosts out of 198.18.0.0/16, NATs out of 198.19.0.0/16 (RFC 2544).
+/// Public addresses: hosts out of 198.18.0.0/16, NATs out of 198.19.0.0/16 (RFC 2544), neighbours in different /24s, as sites are.
 fn public_address(block: u8, index: usize) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(
         198,
         18 + block,
-        (index / 250) as u8,
-        (index % 250 + 1) as u8,
+        (index % 250) as u8,
+        (index / 250 + 1) as u8,
     ))
 }

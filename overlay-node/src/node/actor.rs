@@ -389,7 +389,7 @@ impl Node {
             Event::RelayBound(way) => self.relay_bound(way),
             Event::RelaySilent(way) => self.relay_silent(way),
             Event::RelayLost(way) => self.relay_lost(way),
-            Event::RelayWanted(via) => self.relay_wanted(via),
+            Event::RelayWanted { via, instead_of } => self.relay_wanted(via, instead_of),
             Event::UnknownPeer { network, x25519 } => self.find_by_data_key(network, x25519),
             Event::PeerUnanswered { network, peer } => {
                 self.refresh_record(network, peer);

@@ -168,6 +168,35 @@ impl Fabric {
         true
     }
 
+    /// One that a peer has its places at is used, where that is connected and there is room, or `instead_of` makes some: whether
+    /// that one was given up.
+    fn want(&mut self, peer: PeerId, instead_of: Option<PeerId>, now: Instant) -> bool {
+        if !self.spare.contains_key(&peer) {
+            return false;
+        }
+        let is_full = self.offers.len() >= USED_MAX + WANTED_MAX;
+        let given_up = instead_of
+            .filter(|_| is_full)
+            .and_then(|given_up| self.offers.remove_entry(&given_up));
+        let makes_room = given_up.is_some();
+        if is_full && !makes_room {
+            return false;
+        }
+        if let Some(addresses) = self.spare.remove(&peer) {
+            debug!(
+                ?peer,
+                ?instead_of,
+                is_full,
+                "a peer is reached through this fabric node"
+            );
+            self.offers.insert(peer, Offer::connected(addresses, now));
+        }
+        if let Some((peer, offer)) = given_up.filter(|(_, offer)| offer.connected) {
+            self.spare.insert(peer, offer.addresses);
+        }
+        makes_room
+    }
+
     /// When a fabric node is to be asked again, or a stream to be opened.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let asks = self
@@ -442,15 +471,10 @@ impl Node {
         }
     }
 
-    /// A peer has its places at this relay, and there is none that we share with it.
-    pub(super) fn relay_wanted(&mut self, via: PeerId) {
-        if self.fabric.offers.len() >= USED_MAX + WANTED_MAX {
-            return;
-        }
-        if let Some(addresses) = self.fabric.spare.remove(&via) {
-            debug!(?via, "a peer is reached through this fabric node");
-            let offer = Offer::connected(addresses, Instant::now());
-            self.fabric.offers.insert(via, offer);
+    /// A peer has its places at this relay, and there are too few that we share with it.
+    pub(super) fn relay_wanted(&mut self, via: PeerId, instead_of: Option<PeerId>) {
+        if self.fabric.want(via, instead_of, Instant::now()) {
+            self.tell_services();
         }
     }
 
@@ -582,5 +606,35 @@ mod tests {
         fabric.offers.get_mut(&peer(1)).unwrap().is_bound = false;
         assert!(fabric.see(peer(9), Vec::new(), now), "one of the two");
         assert_eq!((fabric.offers.len(), fabric.spare.len()), (USED_MAX, 1));
+    }
+
+    #[test]
+    fn a_fabric_node_that_a_peer_needs_takes_the_place_of_one_that_is_of_no_use() {
+        let (mut fabric, now) = (Fabric::default(), Instant::now());
+        let peer = |n: usize| PeerId([n as u8; 32]);
+        let full = USED_MAX + WANTED_MAX;
+        for n in 0..full + 2 {
+            fabric.see(peer(n), vec![n.to_string()], now);
+        }
+        for n in USED_MAX..full {
+            assert!(!fabric.want(peer(n), Some(peer(0)), now), "there is room");
+        }
+        let wanted = peer(full);
+        assert!(!fabric.want(wanted, None, now) && !fabric.offers.contains_key(&wanted));
+        assert!(
+            !fabric.want(peer(99), Some(peer(5)), now),
+            "it is not connected"
+        );
+        assert!(
+            !fabric.want(wanted, Some(peer(full + 1)), now),
+            "it is not used"
+        );
+        assert_eq!(fabric.offers.len(), full);
+
+        assert!(fabric.want(wanted, Some(peer(5)), now));
+
+        assert!(fabric.offers[&wanted].ask_at.is_some() && !fabric.offers.contains_key(&peer(5)));
+        assert_eq!((fabric.offers.len(), fabric.spare.len()), (full, 2));
+        assert!(fabric.want(peer(5), Some(wanted), now), "it is still known");
     }
 }

@@ -275,7 +275,10 @@ impl Figures {
                 "| probes within the 2 s after a loss, answered and not | {} and {} |",
                 self.reached_in_recovery, self.lost_in_recovery
             ),
-            format!("| pairs without an answer in their first ten seconds | {} |", self.never),
+            format!(
+                "| pairs without an answer in their first ten seconds | {} |",
+                self.never
+            ),
             times("first data of a new pair", &self.first_data),
             times("first data after one was away", &self.first_data_again),
             times(

@@ -548,7 +548,7 @@ impl Overlay {
             Event::RelayLost(way) => self.relay_lost(id, way),
             Event::RelaySilent(way) => self.relay_silent(id, way),
             Event::RelayBound(way) => self.relay_bound(id, way),
-            Event::RelayWanted(via) => self.relay_wanted(id, via),
+            Event::RelayWanted { via, instead_of } => self.relay_wanted(id, via, instead_of),
             Event::UnknownPeer { x25519, .. } => self.find_by_data_key(id, x25519),
             Event::AddressWanted { ip, .. } => self.find_address(id, ip),
             Event::SessionDown { peer, .. } => self.read_slot(id, peer),

@@ -67,15 +67,26 @@ impl Overlay {
     }
 
     /// A peer has its places there, and there are not enough that are shared with it.
-    pub(super) fn relay_wanted(&mut self, id: MemberId, via: PeerId) {
+    pub(super) fn relay_wanted(&mut self, id: MemberId, via: PeerId, instead_of: Option<PeerId>) {
         let place = self.place_of(via);
+        let instead_of = instead_of.and_then(|via| self.place_of(via));
         let running = self.running(id);
-        if let Some(place) = place
-            && running.offers.len() < USED_MAX + WANTED_MAX
-            && running.spare.remove(&place)
-        {
-            self.ask_for_place(id, place, Duration::ZERO);
+        let Some(place) = place.filter(|place| running.spare.contains(place)) else {
+            return;
+        };
+        if running.offers.len() >= USED_MAX + WANTED_MAX {
+            let given_up = instead_of.and_then(|place| running.offers.remove_entry(&place));
+            let Some((host, offer)) = given_up else {
+                return;
+            };
+            running.spare.insert(host);
+            if let Some(&stream) = offer.stream.get() {
+                self.world.close_stream(stream);
+            }
+            self.tell_relays(id);
         }
+        self.running(id).spare.remove(&place);
+        self.ask_for_place(id, place, Duration::ZERO);
     }
 
     /// One that is gone makes room for another that is connected.

@@ -259,9 +259,14 @@ pub enum Event {
     RelaySilent(RelayWay),
     /// A place at a relay was lost: ask its node for a new grant, or give up this way.
     RelayLost(RelayWay),
-    /// A peer is reached only through this relay, where we have no place, and which is no member that we know: if it is a
+    /// A peer is reached only through a relay where we have no place, and which is no member that we know: if it is a
     /// fabric node that we are connected to, get a place there.
-    RelayWanted(PeerId),
+    RelayWanted {
+        /// Which one.
+        via: PeerId,
+        /// A fabric node's place that can be given up for it, where there are as many as may be.
+        instead_of: Option<PeerId>,
+    },
     /// The answer to [`Command::Ping`].
     Pong {
         /// Of the command.

@@ -771,8 +771,10 @@ impl Engine {
         for key in look.asks {
             self.with_peer(key, now, |peer, _, ctx| peer.ask_for_place(ctx));
         }
-        for event in look.events {
-            self.ctx.tell(event);
+        let mut idle = look.idle.into_iter();
+        for via in look.seeks {
+            let instead_of = idle.next();
+            self.ctx.tell(Event::RelayWanted { via, instead_of });
         }
     }
 

@@ -2,7 +2,7 @@
 //! node. Which two are held ready is decided in [`crate::relay::choice`]; a member is held in reserve beside two fabric nodes; a
 //! few more are had where a peer has its places and no relay is shared with it otherwise.
 
-use super::{PeerKey, message::Event};
+use super::PeerKey;
 use crate::{
     path::{RelayKind, RelayOffer, RelayReach},
     relay::{
@@ -94,6 +94,8 @@ pub(super) struct Relays {
     wanted: BTreeMap<PeerId, Instant>,
     /// Fabric nodes the node was asked for.
     sought: BTreeMap<PeerId, Sought>,
+    /// Those whose places are shared with peers that are reached through relays only, and until when they are kept for that.
+    shared: BTreeMap<PeerId, Instant>,
     /// When members are asked, because there are too few fabric nodes.
     ask_members_at: Option<Instant>,
     /// Whether there were enough of them at some time.
@@ -131,8 +133,10 @@ pub(super) type Given = (u32, [u8; 32]);
 pub(super) struct Look {
     /// Members to ask for a place.
     pub(super) asks: Vec<PeerKey>,
-    /// What the node is to be told.
-    pub(super) events: Vec<Event>,
+    /// Fabric nodes to get a place at.
+    pub(super) seeks: Vec<PeerId>,
+    /// Those whose places we can do without, the best to give up first.
+    pub(super) idle: Vec<PeerId>,
 }
 
 impl Relays {
@@ -146,6 +150,7 @@ impl Relays {
             need: None,
             wanted: BTreeMap::new(),
             sought: BTreeMap::new(),
+            shared: BTreeMap::new(),
             ask_members_at: None,
             had_enough: false,
             grants: Vec::new(),
@@ -245,6 +250,7 @@ impl Relays {
             self.ask(via, members, &mut look, now);
         }
         self.tell_grants(members, now);
+        look.idle = self.idle(&bound);
         self.look_at = self.next_look(now);
         look
     }
@@ -257,16 +263,35 @@ impl Relays {
     /// The ways in that lead through relays, best first. Those of fabric nodes that are not held ready cost nothing more, and peers
     /// know them already when others are lost.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
-        let mut bound = self.client.bound();
+        let listed = self.listed(self.client.bound()).into_iter();
+        listed.map(|place| place.candidate).collect()
+    }
+
+    /// Where there are more places than are told, those at relays that do not answer any more make room for others.
+    fn listed(&self, mut bound: Vec<BoundPlace>) -> Vec<BoundPlace> {
         bound.retain(|place| !place.is_member || self.uses(place.way.via));
         let rank = |place: &BoundPlace| {
             let mut held = self.ready.iter().chain(&self.reserve);
             held.position(|via| *via == place.way.via)
                 .unwrap_or(usize::MAX)
         };
+        bound.sort_by_key(|place| (place.is_silent, rank(place)));
+        bound.truncate(LISTED_MAX);
         bound.sort_by_key(rank);
-        let places = bound.into_iter().take(LISTED_MAX);
-        places.map(|place| place.candidate).collect()
+        bound
+    }
+
+    /// Fabric nodes' places that are neither told to peers nor of use for one.
+    fn idle(&self, bound: &[BoundPlace]) -> Vec<PeerId> {
+        let listed = self.listed(bound.to_vec());
+        let is_idle = |place: &&BoundPlace| {
+            let via = place.way.via;
+            let is_listed = listed.iter().any(|place| place.way.via == via);
+            !place.is_member && !is_listed && !self.uses(via) && !self.shared.contains_key(&via)
+        };
+        let mut idle: Vec<_> = bound.iter().filter(is_idle).collect();
+        idle.sort_by_key(|place| std::cmp::Reverse((place.is_silent, place.rtt)));
+        idle.into_iter().map(|place| place.way.via).collect()
     }
 
     /// How the relays are reached where we are bound.
@@ -395,10 +420,13 @@ impl Relays {
             for via in shared {
                 if let Some(until) = self.wanted.get_mut(&via) {
                     *until = now + WANTED_FOR;
+                } else if bound.iter().any(|place| place.way.via == via) {
+                    self.shared.insert(via, now + WANTED_FOR);
                 }
             }
         }
         self.wanted.retain(|_, until| now < *until);
+        self.shared.retain(|_, until| now < *until);
     }
 
     /// Sees to it that so many relays of a list are ours as well, as far as can be; gives those that are, or will be.
@@ -441,7 +469,7 @@ impl Relays {
                     pause: SEEK_AGAIN,
                 });
                 if sought.again_at <= now {
-                    look.events.push(Event::RelayWanted(*via));
+                    look.seeks.push(*via);
                     sought.again_at = now + sought.pause;
                     sought.pause = (sought.pause * 2).min(REFUSED_FOR);
                 }

@@ -426,7 +426,10 @@ impl RelayServer {
         let ip = addr.socket_addr();
         let subnet = subnet_of(self.streams.get(&ip).map_or(ip.ip(), |client| *client));
         let held = self.subnets.get(&subnet).copied().unwrap_or(0);
-        if held >= self.limits.places_per_subnet_max && !self.by_addr.contains_key(&addr) {
+        let before = self.place(index).and_then(|place| place.bound);
+        let makes_room =
+            before.is_some_and(|b| b.subnet == subnet) || self.by_addr.contains_key(&addr);
+        if held >= self.limits.places_per_subnet_max && !makes_room {
             return false;
         }
         if let Some(&other) = self.by_addr.get(&addr) {

@@ -642,6 +642,25 @@ fn a_streams_place_is_paid_for_by_the_network_behind_it_and_ends_with_it() {
 }
 
 #[test]
+fn who_is_bound_in_a_crowded_network_may_get_another_address_there() {
+    let t0 = Instant::now();
+    let limits = RelayLimits {
+        places_per_subnet_max: 1,
+        ..RelayLimits::default()
+    };
+    let mut relay = server(limits, t0);
+    let (mut mover, _) = bind(&mut relay, 1, addr(7, 1), t0);
+    let moved = t0 + Duration::from_secs(25);
+    mover.handle_timeout(moved);
+    exchange(&mut mover, &mut relay, addr(7, 2), moved);
+
+    let clients: Vec<_> = relay.clients().collect();
+    assert_eq!(clients, [addr(7, 2)], "its own place makes room for it");
+    let (late, _) = bind(&mut relay, 2, addr(7, 3), moved);
+    assert_eq!((late.bound().len(), relay.stats().dropped_crowded), (0, 1));
+}
+
+#[test]
 fn a_place_is_bound_through_another_relay_by_who_receives_there() {
     let t0 = Instant::now();
     let mut relay = server(RelayLimits::default(), t0);

@@ -2,10 +2,7 @@
 
 use super::world::*;
 use crate::{
-    engine::{
-        Event,
-        relays::{MemberView, Relays},
-    },
+    engine::relays::{MemberView, Relays},
     path::RelayOffer,
     relay::{RelayClient, RelayGrant, RelayLimits, RelayServer, Verdict},
 };
@@ -48,6 +45,10 @@ fn needy(node: usize, told: &[PeerId], recorded: &[PeerId]) -> MemberView {
 
 /// A node that is bound at so many fabric nodes.
 fn bound_at(count: u8, now: Instant) -> Relays {
+    bound_and_served(count, now).0
+}
+
+fn bound_and_served(count: u8, now: Instant) -> (Relays, Vec<RelayServer>) {
     let mut relays = Relays::new(RelayClient::new(1, now));
     let mut servers: Vec<_> = (0..count)
         .map(|n| RelayServer::new([n; 32], RelayLimits::default(), now))
@@ -66,16 +67,31 @@ fn bound_at(count: u8, now: Instant) -> Relays {
         }
     });
     relays.set_fabric(grants.collect(), now);
+    serve(&mut relays, &mut servers, &[], now);
+    assert_eq!(relays.client.bound().len(), usize::from(count));
+    (relays, servers)
+}
+
+const fn via(candidate: &Candidate) -> Option<PeerId> {
+    match candidate {
+        Candidate::Relayed { via, .. } => Some(*via),
+        _ => None,
+    }
+}
+
+/// Every relay answers, but for some.
+fn serve(relays: &mut Relays, servers: &mut [RelayServer], mute: &[PeerId], now: Instant) {
     while let Some((to, mut bytes)) = relays.client.poll_transmit() {
-        let n = (0..count).find(|n| PathAddr::Direct(at(*n)) == to).unwrap();
+        let is_asked = |n: &usize| PathAddr::Direct(addr(90 + n)) == to;
+        let n = (0..servers.len()).find(is_asked).unwrap();
         let from = PathAddr::Direct(addr(0));
-        let verdict = servers[usize::from(n)].handle_datagram(from, &mut bytes, now);
-        if let Verdict::Reply(reply) = verdict {
+        let verdict = servers[n].handle_datagram(from, &mut bytes, now);
+        if let Verdict::Reply(reply) = verdict
+            && !mute.contains(&fabric(n as u8))
+        {
             relays.client.handle_datagram(to, &reply, now);
         }
     }
-    assert_eq!(relays.client.bound().len(), usize::from(count));
-    relays
 }
 
 /// Who is asked for a place after two looks, of which the second comes later.
@@ -109,16 +125,6 @@ fn relays_of_the_record_are_shared_too_for_what_the_peer_said_may_be_old() {
     assert!([1, 2].iter().all(|node| relays.uses(peer_id(*node))));
 }
 
-/// The fabric nodes that the node is asked for a place at.
-fn sought(relays: &mut Relays, members: &[MemberView], now: Instant) -> Vec<PeerId> {
-    let events = relays.look(members, now).events.into_iter();
-    let wanted = events.filter_map(|event| match event {
-        Event::RelayWanted(via) => Some(via),
-        _ => None,
-    });
-    wanted.collect()
-}
-
 #[test]
 fn fabric_relays_are_sought_also_while_as_many_members_as_may_be_give_places() {
     let now = Instant::now();
@@ -126,7 +132,7 @@ fn fabric_relays_are_sought_also_while_as_many_members_as_may_be_give_places() {
     let givers = [1, 2, 3, 4].map(peer_id);
     let mut members = vec![needy(5, &givers[..2], &[]), needy(6, &givers[2..], &[])];
     members.extend((1..=4).map(willing));
-    assert_eq!(sought(&mut relays, &members, now), []);
+    assert_eq!(relays.look(&members, now).seeks, []);
     assert!(givers.iter().all(|via| relays.uses(*via)));
 
     let away = MemberView {
@@ -135,8 +141,8 @@ fn fabric_relays_are_sought_also_while_as_many_members_as_may_be_give_places() {
     };
     members.extend([away, willing(8)]);
 
-    let sought = sought(&mut relays, &members, now + SOON);
-    assert_eq!(sought, [fabric(5), fabric(6)]);
+    let seeks = relays.look(&members, now + SOON).seeks;
+    assert_eq!(seeks, [fabric(5), fabric(6)]);
     assert!(!relays.uses(peer_id(8)), "members' places are few");
 }
 
@@ -146,13 +152,62 @@ fn a_relay_that_does_not_answer_any_more_is_not_shared() {
     let mut relays = bound_at(3, now);
     let all = [0, 1, 2, 5].map(fabric);
     let members = [needy(3, &[], &all)];
-    assert_eq!(sought(&mut relays, &members, now), []);
+    assert_eq!(relays.look(&members, now).seeks, []);
     relays.client.refresh(now);
     let silent_at = now + Duration::from_millis(300);
     relays.client.handle_timeout(silent_at);
     assert!(relays.client.bound().iter().all(|place| place.is_silent));
 
-    assert_eq!(sought(&mut relays, &members, silent_at), [fabric(5)]);
+    assert_eq!(relays.look(&members, silent_at).seeks, [fabric(5)]);
+}
+
+#[test]
+fn a_place_that_is_neither_told_nor_of_use_makes_room_for_one_that_is_wanted() {
+    let now = Instant::now();
+    let mut relays = bound_at(8, now);
+    let shares = [4, 5].map(fabric);
+    relays.look(&[needy(3, &[], &shares)], now);
+    let all = [4, 5, 9].map(fabric);
+    let look = relays.look(&[needy(3, &[], &all)], now + SOON);
+
+    let listed: Vec<PeerId> = relays.candidates().iter().filter_map(via).collect();
+    assert_eq!((look.seeks, listed.len()), (vec![fabric(9)], 4));
+    let mut kept = listed;
+    kept.extend(shares);
+    assert!(!look.idle.is_empty() && look.idle.iter().all(|via| !kept.contains(via)));
+
+    let nobody = relays.look(&[], now + LATER);
+    assert_eq!(nobody.idle.len(), 4, "all that are not told");
+}
+
+#[test]
+fn relays_that_do_not_answer_any_more_are_told_only_where_there_are_no_others() {
+    let now = Instant::now();
+    let told = |relays: &Relays| {
+        relays
+            .candidates()
+            .iter()
+            .filter_map(via)
+            .collect::<Vec<_>>()
+    };
+    for count in [4, 8] {
+        let (mut relays, mut servers) = bound_and_served(count, now);
+        relays.look(&[], now);
+        let before = told(&relays);
+        relays.client.refresh(now);
+        serve(&mut relays, &mut servers, &before[..2], now);
+        let late = now + Duration::from_millis(300);
+        relays.client.handle_timeout(late);
+
+        relays.look(&[], late);
+
+        let after = told(&relays);
+        let still = before[..2].iter().filter(|via| after.contains(via));
+        assert_eq!(
+            (after.len(), still.count()),
+            (4, if count == 4 { 2 } else { 0 })
+        );
+    }
 }
 
 #[test]

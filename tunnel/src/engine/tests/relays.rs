@@ -200,6 +200,6 @@ fn a_member_that_lists_relays_everywhere_has_us_ask_few_of_them() {
         world.run(SECOND / 2);
     }
     let wanted = world.nodes[0].events.iter();
-    let wanted = wanted.filter(|event| matches!(event, Event::RelayWanted(_)));
+    let wanted = wanted.filter(|event| matches!(event, Event::RelayWanted { .. }));
     assert!(wanted.count() <= 32, "16 in half a minute");
 }
